@@ -1,0 +1,1 @@
+"""Client sides of the methods, one module a paper; no file where plain local SGD serves."""

@@ -1,0 +1,70 @@
+"""fedsim: federated-learning simulation with Flower strategies on Ray-scheduled clients.
+
+    run = fedsim.run("experiments/quickstart.yaml", set={"client.lr": 0.05})
+    run.metrics; run.clients; run.model()
+
+Names are imported at first use, so that ``import fedsim`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsim.api import resume, run
+    from fedsim.client import Client, ClientContext, Update
+    from fedsim.engine.flower_compat import client_data
+    from fedsim.errors import InputError, RunFailed
+    from fedsim.local_sgd import LocalSGD
+    from fedsim.params import Params
+    from fedsim.run.results import Run, load_run, load_runs
+    from fedsim.strategy import Payload, ServerContext, Strategy
+
+_HOMES = {
+    "run": "fedsim.api",
+    "resume": "fedsim.api",
+    "Client": "fedsim.client",
+    "ClientContext": "fedsim.client",
+    "Update": "fedsim.client",
+    "client_data": "fedsim.engine.flower_compat",
+    "InputError": "fedsim.errors",
+    "RunFailed": "fedsim.errors",
+    "LocalSGD": "fedsim.local_sgd",
+    "Params": "fedsim.params",
+    "Run": "fedsim.run.results",
+    "load_run": "fedsim.run.results",
+    "load_runs": "fedsim.run.results",
+    "Payload": "fedsim.strategy",
+    "ServerContext": "fedsim.strategy",
+    "Strategy": "fedsim.strategy",
+}
+
+__all__ = [
+    "Client",
+    "ClientContext",
+    "InputError",
+    "LocalSGD",
+    "Params",
+    "Payload",
+    "Run",
+    "RunFailed",
+    "ServerContext",
+    "Strategy",
+    "Update",
+    "client_data",
+    "load_run",
+    "load_runs",
+    "resume",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    # The package fedsim.run would otherwise hide the function of that name once imported.
+    globals()[name] = value
+    return value

@@ -1,0 +1,172 @@
+"""Running experiments: what the command line and notebooks call."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsim import components
+from fedsim.config import Experiment, base_folder, load_experiment, to_yaml
+from fedsim.data.partition import Manifest
+from fedsim.engine.jobs import Executor, WorkerSpec
+from fedsim.errors import InputError
+from fedsim.progress import NullProgress
+from fedsim.rounds import Parts, RoundLoop, build_parts
+from fedsim.run.environment import describe
+from fedsim.run.folder import RunFolder
+from fedsim.run.results import Run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Source = str | Path | Mapping[str, Any]
+Overrides = Mapping[str, Any] | Sequence[str]
+
+
+def run(
+    source: Source,
+    *,
+    set: Overrides = (),
+    seed: int | None = None,
+    out: str | Path = "runs",
+    force: bool = False,
+    progress: NullProgress | None = None,
+) -> Run:
+    """Run an experiment to its end and return the run.
+
+    `source` is an experiment file or a mapping with the same keys; `set` overrides single values,
+    ``{"client.lr": 0.1}`` or ``["client.lr=0.1"]``; `seed` overrides the seed. The run's folder is
+    ``out/<name>/seed-<seed>``; with `force` a run that is there already is replaced.
+
+    Raises:
+        InputError: anything wrong with the experiment or the folder; nothing has been written.
+        RunFailed: the run stopped; `resume` continues it from its last checkpoint.
+    """
+    experiment = prepare(source, set, seed)
+    folder = RunFolder.create(Path(out), experiment.name, experiment.seed, force=force)
+    with folder:
+        parts = build_parts(experiment, _fresh_data)
+        with open_executor(parts) as executor:
+            folder.begin(to_yaml(experiment), describe(), parts.manifest)
+            _execute(parts, executor, folder, progress or NullProgress(), resumed=False)
+    return Run(folder.path)
+
+
+def resume(folder: str | Path, *, progress: NullProgress | None = None) -> Run:
+    """Continue an interrupted or failed run from its last checkpoint and return the run.
+
+    The result is bit for bit that of a run that was never interrupted. A finished run is returned
+    as it is.
+
+    Raises:
+        InputError: the folder is not a run, or another process is at work in it.
+        RunFailed: it stopped again.
+    """
+    opened = RunFolder.open(Path(folder))
+    with opened:
+        if opened.status == "finished":
+            return Run(opened.path)
+        experiment = load_experiment(opened.path / "config.yaml")
+        manifest = Manifest.load(opened.path / "partition.npz")
+
+        def stored(experiment: Experiment) -> tuple[Any, Manifest]:
+            return components.build_dataset(experiment), manifest
+
+        parts = build_parts(experiment, stored)
+        with open_executor(parts) as executor:
+            _execute(parts, executor, opened, progress or NullProgress(), resumed=True)
+    return Run(opened.path)
+
+
+def prepare(source: Source, overrides: Overrides = (), seed: int | None = None) -> Experiment:
+    """Return the experiment with all defaults written out and every component's options checked.
+
+    Raises:
+        InputError: one message with a line for each problem.
+    """
+    if seed is not None:
+        if isinstance(overrides, Mapping):
+            overrides = {**overrides, "seed": seed}
+        else:
+            overrides = [*overrides, f"seed={seed}"]
+    label = "" if isinstance(source, Mapping) else str(source)
+    experiment = load_experiment(source, overrides)
+    return components.complete(experiment, base_folder(source), label)
+
+
+def build_model(experiment: Experiment) -> nn.Module:
+    """Return the experiment's model with its initial weights."""
+    return components.build_model(experiment, components.build_dataset(experiment).card)
+
+
+@contextmanager
+def open_executor(parts: Parts) -> Iterator[Executor]:
+    """Start the engine that an experiment asks for, and stop it at the end.
+
+    Raises:
+        InputError: more workers than the cluster has room for, or no cluster at the address.
+    """
+    experiment = parts.experiment
+    executor: Executor
+    if experiment.engine.name == "serial":
+        from fedsim.engine.serial import SerialExecutor
+
+        executor = SerialExecutor(WorkerSpec(experiment))
+    else:
+        from fedsim.engine.ray import RayExecutor, python_search_path
+
+        spec = WorkerSpec(experiment, python_search_path())
+        executor = RayExecutor(spec, max_workers=max(experiment.cohort_size, 1))
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def _fresh_data(experiment: Experiment) -> tuple[Any, Manifest]:
+    dataset = components.build_dataset(experiment)
+    return dataset, components.build_partition(experiment, dataset)
+
+
+def _execute(
+    parts: Parts, executor: Executor, folder: RunFolder, progress: NullProgress, resumed: bool
+) -> None:
+    started = time.perf_counter()
+    with _flower_log_to(folder.logger()):
+        try:
+            folder.set_status("running")
+            loop = RoundLoop(parts, executor, folder, progress)
+            try:
+                done = loop.resume() if resumed else 0
+                progress.start(parts.experiment, folder.path, done + 1)
+                loop.run()
+            finally:
+                loop.close()
+        except KeyboardInterrupt:
+            folder.set_status("interrupted")
+            raise
+        except BaseException as error:
+            folder.set_status("failed", f"{type(error).__name__}: {error}")
+            folder.logger().exception("the run failed")
+            raise
+        folder.set_status("finished")
+    progress.end(folder.path, Run(folder.path).summary(), time.perf_counter() - started)
+
+
+@contextmanager
+def _flower_log_to(logger: logging.Logger) -> Iterator[None]:
+    """Send what Flower's strategies say to the run's log instead of the terminal."""
+    flower = logging.getLogger("flwr")
+    handlers, propagate = flower.handlers, flower.propagate
+    flower.handlers, flower.propagate = list(logger.handlers), False
+    try:
+        yield
+    finally:
+        flower.handlers, flower.propagate = handlers, propagate
+
+
+__all__ = ["InputError", "build_model", "open_executor", "prepare", "resume", "run"]

@@ -1,0 +1,286 @@
+"""The command line: every verb is one call into the API; errors become exit codes.
+
+Exit status: 0 done, 1 a run failed, 2 bad input, 130 interrupted (and resumable).
+Everything heavy is imported inside the verb that needs it, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from fedsim.errors import InputError, RunFailed, nearest
+
+if TYPE_CHECKING:
+    from fedsim.progress import Progress
+
+app = typer.Typer(
+    name="fedsim",
+    help="Federated-learning simulation: one file, one command, the same bits every time.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    suggest_commands=False,  # click does
+)
+
+OutOption = Annotated[Path, typer.Option("--out", help="Folder that holds the runs.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; `argv` is ``sys.argv[1:]`` unless given."""
+    try:
+        status = app(args=None if argv is None else list(argv), standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone; without this the interpreter complains at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        from fedsim.loading import reason
+
+        print(f"error: {reason(error)}", file=sys.stderr)
+        return 1
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"fedsim {version('fedsim')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Experiment file (YAML).")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a value: client.lr=0.1"),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Run once for each seed, such as 0,1,2.")
+    ] = None,
+    out: OutOption = Path("runs"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
+) -> int:
+    """Run an experiment."""
+    chosen: list[int | None] = [None] if seeds is None else [*_parse_seeds(seeds)]
+    overrides = list(set_ or ())
+    if seeds is not None and not force:
+        _refuse_existing(file, overrides, out, _parse_seeds(seeds))
+    for seed in chosen:
+        with _watched() as progress:
+            import fedsim
+
+            fedsim.run(file, set=overrides, seed=seed, out=out, force=force, progress=progress)
+    return 0
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+) -> int:
+    """Go on with an interrupted or failed run."""
+    with _watched(folder) as progress:
+        import fedsim
+
+        fedsim.resume(folder, progress=progress)
+    return 0
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="strategies, clients, datasets, partitions or models."),
+    ],
+) -> None:
+    """List the components that an experiment can name."""
+    from fedsim.registry import names
+
+    found = names(kind)
+    width = max(map(len, found), default=0)
+    for name, description in found.items():
+        print(f"{name:<{width}}  {description}")
+
+
+@app.command()
+def show(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|KIND:NAME",
+            help="Folder of a run, or a component such as strategy:fedavg.",
+        ),
+    ],
+) -> None:
+    """Show a run or a component."""
+    from fedsim.show import show_component, show_run
+
+    kind, colon, name = what.partition(":")
+    if Path(what).is_dir():
+        print(show_run(Path(what)))
+    elif colon:
+        print(show_component(kind, name))
+    else:
+        raise InputError(
+            f"there is no run folder {what}; a component is shown as KIND:NAME, such as "
+            "strategy:fedavg"
+        )
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    to: Annotated[str, typer.Option("--to", metavar="csv|parquet", help="File format.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the files; the run's own unless given.")
+    ] = None,
+) -> None:
+    """Write a run's metrics to files that other programs read."""
+    if to not in ("csv", "parquet"):
+        raise InputError(
+            f"--to must be csv or parquet, got {to!r}.{nearest(to, ('csv', 'parquet'))}"
+        )
+    from fedsim.run.results import export_run
+
+    for path in export_run(folder, to, out):
+        print(path)
+
+
+@app.command()
+def bench(
+    workloads: Annotated[
+        list[str] | None, typer.Argument(metavar="[W1..W4]", help="Workloads; all unless given.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions, interleaved.")] = 3,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds; the workload's own unless given.")
+    ] = None,
+) -> None:
+    """Time fedsim against a hand-written PyTorch loop."""
+    from fedsim.bench import main as run_bench
+
+    run_bench(list(workloads or ()), repeats, rounds)
+
+
+def _parse_seeds(text: str) -> list[int]:
+    seeds = []
+    for part in text.split(","):
+        if not part.strip().isdecimal():
+            raise InputError(
+                f"--seeds must be whole numbers of at least 0 joined by commas, such as 0,1,2, "
+                f"got {text!r}"
+            )
+        seeds.append(int(part))
+    repeated = sorted({s for s in seeds if seeds.count(s) > 1})
+    if repeated:
+        raise InputError(f"--seeds must name each seed once, got {text!r}")
+    return seeds
+
+
+def _refuse_existing(file: str, overrides: list[str], out: Path, seeds: list[int]) -> None:
+    """Raise before the first of several runs what would stop a later one."""
+    from fedsim.config import load_experiment
+
+    experiment = load_experiment(file, overrides)
+    for seed in seeds:
+        folder = out / experiment.name / f"seed-{seed}"
+        if folder.exists():
+            raise InputError(
+                f"the run folder {folder} exists: go on with `fedsim resume {folder}`, or replace "
+                "it with --force"
+            )
+
+
+@contextlib.contextmanager
+def _watched(folder: Path | None = None) -> Iterator[Progress]:
+    """Give a run its progress display, and say how to go on if it does not reach its end."""
+    from fedsim.progress import make_progress
+
+    progress = make_progress()
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield progress
+    except InputError:
+        progress.close()
+        raise
+    except (KeyboardInterrupt, SystemExit) as error:
+        progress.close()
+        # Ray replaces the handler by one that exits with the signal's number.
+        if isinstance(error, SystemExit) and error.code != signal.SIGTERM:
+            raise
+        where = progress.folder or folder
+        print(
+            f"interrupted; resume with: fedsim resume {where}"
+            if where
+            else "interrupted before the run began",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    except Exception as error:
+        progress.close()
+        where = progress.folder or folder
+        if isinstance(error, RunFailed):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+            _log_traceback(where)
+        if where and f"fedsim resume {where}" not in str(error):
+            print(f"resume with: fedsim resume {where}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    finally:
+        progress.close()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _log_traceback(folder: Path | None) -> None:
+    """Append the traceback to the run's log, or print it where there is none."""
+    if folder is not None and folder.is_dir():
+        with contextlib.suppress(OSError), open(folder / "log.txt", "a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+            print(f"the traceback is in {folder / 'log.txt'}", file=sys.stderr)
+            return
+    traceback.print_exc()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""The client side of a method: what one participant does with a payload.
+
+    init_state(ctx)                        -> state     once, before a client's first round
+    train(payload, state, data, rng, ctx)  -> (state, Update)
+    personal_model(payload, state, ctx)    -> Params    only for personalised methods
+    evaluate(payload, state, data, ctx)    -> metrics   default: accuracy and loss on own test data
+
+A client method knows nothing of transport, workers or Flower. What it wants to keep between
+rounds it returns as its state; what leaves the client is in the `Update` and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from fedsim.params import FlatModel, Params
+
+if TYPE_CHECKING:
+    from fedsim.data.views import ClientData
+
+Tree = dict[str, Any]
+"""Nested str-keyed dict whose leaves are `Params`, CPU tensors, numbers, strings or None."""
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Update:
+    """What a client sends to the server.
+
+    `tensors` is a tree, ``{"model": Params}`` for methods that send the whole model; `weight`
+    is the client's weight in a weighted mean, usually its number of training samples (> 0).
+    """
+
+    tensors: Tree
+    weight: float
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """What a client method may know of its surroundings.
+
+    `model` is the worker's resident model: load a payload into it before use; nothing left in
+    it survives the call. `round` is 1..T, `client_id` is 0..num_clients-1.
+    """
+
+    client_id: int
+    round: int
+    seed: int
+    num_clients: int
+    num_classes: int
+    model: FlatModel
+    device: torch.device
+
+
+@dataclass
+class Task:
+    """The arguments of one `Client.train` call."""
+
+    payload: Tree
+    state: Any
+    data: ClientData
+    rng: torch.Generator
+    ctx: ClientContext
+
+
+class Client:
+    """Base class of client methods; the constructor stores its config and does no work.
+
+    Class attributes:
+        Config: a frozen dataclass with the options of the experiment file's `client` section.
+        needs: the payload keys that `train` reads.
+        sends: the keys of `Update.tensors`.
+        stateful: whether `init_state` gives every client a state that the platform keeps.
+        personal: whether `personal_model` gives each client a model of its own.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    needs: ClassVar[frozenset[str]] = frozenset({"model"})
+    sends: ClassVar[frozenset[str]] = frozenset({"model"})
+    stateful: ClassVar[bool] = False
+    personal: ClassVar[bool] = False
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    def init_state(self, ctx: ClientContext) -> Any:
+        """Return a client's state before its first round: a tree or dataclass, or None."""
+        return None
+
+    def train(
+        self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext
+    ) -> tuple[Any, Update]:
+        """Train locally; return the new state and what is sent to the server.
+
+        `payload` and its tensors are shared and read-only. `rng` is this client's own
+        generator for this round; the global generator is seeded for the call as well.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define train")
+
+    def group_size(self, ctx: ClientContext) -> int:
+        """Return how many clients `train_group` handles at once; 1 means one after another."""
+        return 1
+
+    def train_group(self, tasks: Sequence[Task]) -> Iterable[tuple[Any, Update]]:
+        """Train several clients of one block together; one result a task, in order.
+
+        Must equal `train` on each within the tolerance that the method's docstring states.
+        """
+        return [self.train(t.payload, t.state, t.data, t.rng, t.ctx) for t in tasks]
+
+    def personal_model(self, payload: Tree, state: Any, ctx: ClientContext) -> Params:
+        """Return the client's personal model: its state joined with the generic `payload`."""
+        raise NotImplementedError(f"{type(self).__name__} has no personal model")
+
+    def evaluate(
+        self, payload: Tree, state: Any, data: ClientData, ctx: ClientContext
+    ) -> Mapping[str, float]:
+        """Return metrics on the client's own test data; empty where it has none.
+
+        Names are ``generic/...`` for the server's model and ``personal/...`` for the client's.
+        """
+        from fedsim.evaluate import accuracy_and_loss
+
+        if len(data.test) == 0:
+            return {}
+        models = {}
+        if isinstance(payload.get("model"), Params):
+            models["generic"] = payload["model"]
+        if self.personal:
+            models["personal"] = self.personal_model(payload, state, ctx)
+        metrics: Metrics = {}
+        for kind, params in models.items():
+            ctx.model.load(params)
+            accuracy, loss = accuracy_and_loss(ctx.model.module, data.test)
+            metrics |= {f"{kind}/accuracy": accuracy, f"{kind}/loss": loss}
+        return metrics

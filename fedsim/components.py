@@ -1,0 +1,158 @@
+"""Building what an experiment names: data set, partition, model, strategy, client method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsim import registry, rng
+from fedsim.config import Experiment, load_experiment
+from fedsim.data.dataset import Card, Dataset
+from fedsim.data.partition import Assignment, Manifest, build_manifest
+from fedsim.errors import InputError
+
+
+def _build(experiment: Experiment, kind: str) -> tuple[Any, Any]:
+    section = getattr(experiment, registry.SECTIONS[kind])
+    return (
+        registry.resolve(kind, section.name),
+        registry.configure(kind, section.name, section.options),
+    )
+
+
+def build_dataset(experiment: Experiment) -> Dataset:
+    """Return the experiment's data set."""
+    function, options = _build(experiment, "datasets")
+    dataset = function(**options)
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"dataset.name {experiment.dataset.name!r} must return a fedsim Dataset, got "
+            f"{type(dataset).__name__}"
+        )
+    return dataset
+
+
+def build_partition(experiment: Experiment, dataset: Dataset) -> Manifest:
+    """Return who owns which training sample, and what each client holds out."""
+    function, options = _build(experiment, "partitions")
+    section = experiment.partition
+    generator = rng.numpy_generator(experiment.seed, "partition")
+    assignment = function(dataset.train.y, section.clients, generator, **options)
+    if not isinstance(assignment, Assignment):
+        raise InputError(
+            f"partition.name {section.name!r} must return a fedsim Assignment, got "
+            f"{type(assignment).__name__}"
+        )
+    if assignment.num_clients != section.clients:
+        raise InputError(
+            f"partition.name {section.name!r} made {assignment.num_clients} clients, "
+            f"partition.clients is {section.clients}"
+        )
+    if len(assignment.indices) and int(assignment.indices.max()) >= len(dataset.train):
+        raise InputError(
+            f"partition.name {section.name!r} refers to sample {int(assignment.indices.max())}, "
+            f"{dataset.name} has {len(dataset.train)}"
+        )
+    holdout = rng.numpy_generator(experiment.seed, "holdout")
+    return build_manifest(assignment, section.validation, section.test, holdout)
+
+
+def build_model(experiment: Experiment, card: Card) -> nn.Module:
+    """Return the model with its initial weights, which depend on the experiment's seed alone."""
+    function, options = _build(experiment, "models")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(rng.derive(experiment.seed, "model"))
+        module = function(card.input_shape, len(card.classes), **options)
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"model.name {experiment.model.name!r} must return a torch Module, got "
+            f"{type(module).__name__}"
+        )
+    return module
+
+
+def build_client(experiment: Experiment) -> Any:
+    """Return the client method, or a foreign Flower `ClientApp`."""
+    cls, config = _build(experiment, "clients")
+    return registry.instantiate(cls, config, "client")
+
+
+def build_strategy(experiment: Experiment) -> Any:
+    """Return the strategy, ours or any of Flower's."""
+    cls, config = _build(experiment, "strategies")
+    return registry.instantiate(cls, config, "strategy")
+
+
+def check_fit(strategy: Any, client: Any, experiment: Experiment) -> None:
+    """Raise `InputError` if the client method and the strategy do not speak of the same things."""
+    from fedsim.client import Client
+    from fedsim.strategy import Strategy
+
+    if not isinstance(strategy, Strategy) or not isinstance(client, Client):
+        return
+    names = f"strategy {experiment.strategy.name!r} and client {experiment.client.name!r}"
+    if unmet := sorted(client.needs - strategy.sends):
+        raise InputError(
+            f"{names} do not fit: the client needs {unmet} in the payload, the strategy sends "
+            f"{sorted(strategy.sends)}"
+        )
+    if unmet := sorted(strategy.needs - client.sends):
+        raise InputError(
+            f"{names} do not fit: the strategy needs {unmet} in an update, the client sends "
+            f"{sorted(client.sends)}"
+        )
+
+
+def is_client_app(client: Any) -> bool:
+    """Whether a client is a genuine Flower `ClientApp` rather than one of our methods."""
+    from flwr.clientapp import ClientApp
+
+    return isinstance(client, ClientApp)
+
+
+def complete(experiment: Experiment, base: Path | None, label: str = "") -> Experiment:
+    """Return the experiment with all defaults written out, checked against its components.
+
+    The participation and evaluation of the experiment also reach a Flower strategy that samples
+    clients itself, unless its own options say otherwise.
+    """
+    tree = experiment.model_dump()
+    tree["strategy"] = _with_sampling(experiment, tree["strategy"], base)
+    return registry.complete(load_experiment(tree), base, label)
+
+
+def _with_sampling(
+    experiment: Experiment, section: Mapping[str, Any], base: Path | None
+) -> dict[str, Any]:
+    section = dict(section)
+    try:
+        cls = registry.resolve("strategies", section["name"], base)
+    except InputError:
+        return section  # said better by registry.complete, along with other problems
+    known = registry.options(cls)
+    population = experiment.partition.clients
+    evaluation = experiment.evaluation
+    wanted = population if evaluation.clients == "all" else min(evaluation.clients, population)
+    evaluated = wanted if evaluation.personal else 0
+    if {"fraction_train", "min_train_nodes"} <= set(known):
+        defaults = {
+            "fraction_train": _fraction(experiment.cohort_size, population),
+            "fraction_evaluate": _fraction(evaluated, population),
+            "min_train_nodes": 1,
+            "min_evaluate_nodes": 1 if evaluated else 0,
+            "min_available_nodes": 1,
+        }
+        section = {**{k: v for k, v in defaults.items() if k in known}, **section}
+    for option, value in section.items():
+        if isinstance(value, Mapping) and "name" in value:
+            section[option] = _with_sampling(experiment, value, base)
+    return section
+
+
+def _fraction(count: int, population: int) -> float:
+    """Return a fraction that Flower's ``int(population * fraction)`` turns into `count`."""
+    return count / population if count in (0, population) else (count + 0.5) / population

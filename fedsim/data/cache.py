@@ -1,0 +1,135 @@
+"""Arrays built once and then memory-mapped by every process of the machine.
+
+The folder is ``$FEDSIM_CACHE``, else ``~/.cache/fedsim``. An entry is a folder of ``.npy`` files
+with a ``checksums.json``; it appears by one rename, so a killed builder leaves no half entry,
+and only the holder of the entry's lock builds, so two builders at once are safe.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from fedsim.errors import InputError
+
+_CHECKSUMS = "checksums.json"
+
+
+def cache_folder() -> Path:
+    """Return the folder of all cached arrays; it need not exist."""
+    configured = os.environ.get("FEDSIM_CACHE")
+    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "fedsim"
+
+
+def cached_arrays(key: str, build: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the arrays of entry `key` as read-only memory maps, calling `build` if need be.
+
+    `key` is a file name that must change whenever the content does. An entry whose files do
+    not have the recorded sizes is built again.
+
+    Raises:
+        InputError: the folder cannot be read or written; and whatever `build` raises.
+    """
+    root = cache_folder()
+    try:
+        arrays = _open(root / key)
+        if arrays is not None:
+            return arrays
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f".{key}.lock"):
+            arrays = _open(root / key)  # another process may have built it meanwhile
+            if arrays is not None:
+                return arrays
+            for leftover in root.glob(f".{key}.build-*"):  # of a builder that was killed
+                shutil.rmtree(leftover)
+            _build(root, key, build)
+            arrays = _open(root / key)
+    except OSError as error:
+        raise InputError(
+            f"cannot use the data cache {root}: {error}; set FEDSIM_CACHE to a folder "
+            "that can be written and has space"
+        ) from error
+    if arrays is None:
+        raise InputError(f"the data cache {root / key} changed while it was opened; try again")
+    return arrays
+
+
+def verify(folder: Path) -> list[str]:
+    """Return the names of the entry's files whose sha256 differs from the recorded one."""
+    wrong = []
+    for name, record in json.loads((folder / _CHECKSUMS).read_text()).items():
+        with open(folder / name, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
+                wrong.append(name)
+    return wrong
+
+
+def _open(folder: Path) -> dict[str, np.ndarray] | None:
+    """Map the entry's arrays; None if it is absent or its files have not their recorded size."""
+    try:
+        records = json.loads((folder / _CHECKSUMS).read_text())
+        if any((folder / n).stat().st_size != r["bytes"] for n, r in records.items()):
+            return None
+        return {n.removesuffix(".npy"): np.load(folder / n, mmap_mode="r") for n in records}
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _build(root: Path, key: str, build: Callable[[], Mapping[str, np.ndarray]]) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=f".{key}.build-", dir=root))
+    try:
+        records = {f"{n}.npy": _write(aside / f"{n}.npy", a) for n, a in build().items()}
+        with open(aside / _CHECKSUMS, "w") as file:
+            json.dump(records, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        if wrong := verify(aside):
+            raise OSError(f"{', '.join(wrong)} read back differently than written")
+        if (root / key).exists():  # damaged: processes that have it mapped keep their pages
+            (root / key).rename(root / f".{key}.build-damaged")
+            shutil.rmtree(root / f".{key}.build-damaged")
+        aside.chmod(0o755)  # mkdtemp's 0700 would hide a shared cache from other users
+        aside.rename(root / key)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+class _HashingWriter:
+    """Writes to a file and hashes what was asked to be written, not what the disk holds."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+
+def _write(path: Path, array: np.ndarray) -> dict[str, str | int]:
+    """Write one ``.npy`` through to the disk; return its record of the checksum file."""
+    with open(path, "wb") as file:
+        writer = _HashingWriter(file)
+        np.lib.format.write_array(writer, np.ascontiguousarray(array), allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+        return {"sha256": writer.hash.hexdigest(), "bytes": file.tell()}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`; the kernel releases it when the holder ends or is killed."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,225 @@
+"""Who owns which sample: assignments of samples to clients, and manifests that hold some out.
+
+A partition of any number of clients is a few flat arrays: client i owns
+``indices[pointers[i]:pointers[i + 1]]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fedsim.errors import InputError, check
+
+_DTYPES: dict[str, np.dtype[np.int32] | np.dtype[np.int64]] = {
+    "indices": np.dtype("<i4"),
+    "pointers": np.dtype("<i8"),
+    "num_validation": np.dtype("<i4"),
+    "num_test": np.dtype("<i4"),
+}
+
+
+class ClientIndices(NamedTuple):
+    """One client's samples: int32 (k,) views into the manifest, rows of the training split."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """Samples of clients 0..N-1: `indices` int32 (total,) cut by `pointers` int64 (N+1,).
+
+    Raises:
+        InputError: arrays that are not such a cut, or negative indices.
+    """
+
+    indices: np.ndarray
+    pointers: np.ndarray
+
+    def __post_init__(self) -> None:
+        self._set_integers("indices", "pointers")
+        pointers = self.pointers
+        check(len(pointers) >= 2, "a partition must have at least 1 client", len(pointers) - 1)
+        check(pointers[0] == 0, "pointers must start at 0", int(pointers[0]))
+        check(
+            pointers[-1] == len(self.indices),
+            f"pointers must end at the number of indices, {len(self.indices)}",
+            int(pointers[-1]),
+        )
+        check(bool((self.sizes >= 0).all()), "pointers must not fall", int(self.sizes.min()))
+        if len(self.indices):
+            lowest = int(self.indices.min())
+            check(lowest >= 0, "indices must be >= 0", lowest)
+
+    def _set_integers(self, *names: str) -> None:
+        """Give the named arrays the dtypes of the class, refusing what is not an integer array."""
+        for name in names:
+            array = np.asarray(getattr(self, name))
+            is_integer = array.ndim == 1 and array.dtype.kind in "iu"
+            check(is_integer, f"{name} must be a 1-d integer array", (array.dtype.str, array.ndim))
+            fits = not len(array) or array.max() <= np.iinfo(_DTYPES[name]).max
+            check(fits, f"{name} must fit {_DTYPES[name].name}", array.max() if not fits else None)
+            object.__setattr__(self, name, np.ascontiguousarray(array, _DTYPES[name]))
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.pointers) - 1
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Samples of each client, int64 (N,)."""
+        return np.diff(self.pointers)
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest(Assignment):
+    """An assignment whose client slices are ordered train, validation, test.
+
+    `num_validation` and `num_test` are int32 (N,); every client has training samples.
+
+    Raises:
+        InputError: arrays that break this.
+    """
+
+    num_validation: np.ndarray
+    num_test: np.ndarray
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_integers("num_validation", "num_test")
+        for name in ("num_validation", "num_test"):
+            counts = getattr(self, name)
+            right = len(counts) == self.num_clients
+            check(right, f"{name} must have {self.num_clients} values", len(counts))
+            check(bool((counts >= 0).all()), f"{name} must be >= 0", int(counts.min()))
+        lowest = int(self.num_train.min())
+        check(lowest >= 1, "every client must keep at least 1 training sample", lowest)
+
+    @cached_property
+    def num_train(self) -> np.ndarray:
+        """Training samples of each client, int64 (N,)."""
+        return self.sizes - self.num_validation - self.num_test
+
+    def client(self, i: int) -> ClientIndices:
+        """Return the samples of client `i` as views.
+
+        Raises:
+            IndexError: `i` is not in 0..N-1.
+        """
+        if not 0 <= i < self.num_clients:
+            raise IndexError(f"client must be in 0..{self.num_clients - 1}, got {i}")
+        start, stop = int(self.pointers[i]), int(self.pointers[i + 1])
+        test = stop - int(self.num_test[i])
+        validation = test - int(self.num_validation[i])
+        indices = self.indices
+        return ClientIndices(
+            indices[start:validation], indices[validation:test], indices[test:stop]
+        )
+
+    def digest(self) -> str:
+        """Return the sha256 (hex) of the arrays; equal exactly for equal manifests."""
+        digest = hashlib.sha256(b"fedsim manifest 1")
+        for name in _DTYPES:
+            array = getattr(self, name)
+            digest.update(f"/{name}/{len(array)}/".encode())
+            digest.update(array.data)
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an uncompressed npz, atomically: `path` holds the old file or the whole new one."""
+        path = Path(path)
+        descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.savez(file, **{name: getattr(self, name) for name in _DTYPES})
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o644)  # mkstemp's 0600 would hide the run from other users
+            os.replace(aside, path)
+        except BaseException:
+            os.unlink(aside)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or not a whole manifest.
+        """
+        try:
+            # Opened here, as np.load leaves a file that is no whole npz open.
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in _DTYPES}
+            return cls(**arrays)
+        except FileNotFoundError as error:
+            raise InputError(f"there is no partition manifest {os.fspath(path)}") from error
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, TypeError) as error:
+            raise InputError(
+                f"{os.fspath(path)} is not a whole partition manifest: {error}"
+            ) from error
+
+
+def build_manifest(
+    assignment: Assignment, validation: float, test: float, rng: np.random.Generator
+) -> Manifest:
+    """Shuffle every client's samples and hold out the last ones.
+
+    Of n samples the last round(`test` * n) are test samples and those before them
+    round(`validation` * n) validation samples, halves rounded up. A holdout that leaves nothing
+    to train on is cut until one sample stays: first the test samples, then the validation
+    samples. Without holdout the order stays as it is and nothing is drawn from `rng`.
+
+    Raises:
+        InputError: a fraction outside [0, 1), fractions that sum to 1 or more, empty clients.
+    """
+    for name, fraction in (("validation", validation), ("test", test)):
+        check(0 <= fraction < 1, f"partition.{name} must be in [0, 1)", fraction)
+    total = validation + test
+    check(total < 1, "partition.validation + partition.test must be < 1", total)
+    sizes = assignment.sizes
+    empty = np.flatnonzero(sizes == 0)
+    if len(empty):
+        named = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+        raise InputError(
+            f"every client must have at least 1 sample, but {len(empty)} of "
+            f"{assignment.num_clients} have none (clients {named}); use fewer partition.clients "
+            "or a partition.min_size of at least 1"
+        )
+    num_test, num_validation = _rounded(test, sizes), _rounded(validation, sizes)
+    excess = np.maximum(num_test + num_validation - (sizes - 1), 0)
+    from_test = np.minimum(num_test, excess)
+    num_test -= from_test
+    num_validation -= excess - from_test
+    indices = assignment.indices
+    if validation > 0 or test > 0:
+        indices = indices[_shuffle_within(sizes, rng)]
+    return Manifest(
+        indices, assignment.pointers, num_validation.astype(np.int32), num_test.astype(np.int32)
+    )
+
+
+def _rounded(fraction: float, sizes: np.ndarray) -> np.ndarray:
+    # A product meant to be a half may lie just below it in floating point: 0.145 * 100.
+    return np.floor(fraction * sizes + (0.5 + 1e-9)).astype(np.int64)
+
+
+def _shuffle_within(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the permutation (total,) that shuffles each client's slice and keeps it in place.
+
+    One sort of keys with the client in the upper and 32 random bits in the lower half. The sort
+    is stable, as the order of equal keys would otherwise depend on the processor.
+    """
+    keys = np.repeat(np.arange(len(sizes), dtype=np.uint64) << np.uint64(32), sizes)
+    keys |= rng.integers(0, 1 << 32, size=len(keys), dtype=np.uint32)
+    return np.argsort(keys, kind="stable")

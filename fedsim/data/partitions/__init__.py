@@ -1,0 +1,1 @@
+"""Built-in partitions: in each module the function with the module's name."""

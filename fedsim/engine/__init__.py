@@ -1,0 +1,1 @@
+"""What executes clients: a Flower `Grid` over an executor, serial or Ray."""

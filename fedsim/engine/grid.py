@@ -1,0 +1,410 @@
+"""Our Flower `Grid`: messages in, blocks to the executor, replies out.
+
+Messages that carry the same payload are put together in blocks, by a rule that looks at the
+experiment only and never at the number of workers. Where the answers are wanted only as their
+weighted mean, a block answers with one reply that stands for all its clients.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedsim.data.partition import Manifest
+from fedsim.engine import flower_compat as compat
+from fedsim.engine.jobs import Assignment, Block, BlockResult, Executor, Failure, Report
+from fedsim.engine.records import RecordMismatch, TreeRecord, tree_of
+from fedsim.errors import RunFailed
+from fedsim.maths import trees
+from fedsim.maths.trees import Tree
+from fedsim.params import Params
+from fedsim.run.states import StateStore
+
+MAX_BLOCKS = 32
+"""Blocks a cohort is cut into at most: enough that the last ones even out over many workers."""
+
+MIN_BLOCK_WORK = 2.5e6
+"""Training samples x parameters below which a block is not worth its round trip."""
+
+SHARD = 1024
+"""Rows of the global test set that are scored together."""
+
+
+@dataclass
+class RoundLog:
+    """What a call of `send_and_receive` leaves for the record: per client and for the round."""
+
+    reports: list[Report] = field(default_factory=list)
+    bytes_down: dict[int, int] = field(default_factory=dict)
+    failures: list[Report] = field(default_factory=list)
+    integers: dict[str, torch.Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class SimulationGrid(Grid):
+    """A Flower grid whose nodes are the clients 0..population-1 of a partition.
+
+    `block_means` allows blocks to answer with their mean, which only the outermost strategy can
+    decide; `group_size` is how many clients the client method trains at once.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        manifest: Manifest,
+        states: StateStore,
+        model: Params,
+        foreign_client: bool,
+        client_sends: frozenset[str],
+        block_means: bool,
+        group_size: int = 1,
+        min_survivors: int | float = 1,
+        abort_on_defect: bool = False,
+        evaluation_clients: list[int] | None = None,
+    ) -> None:
+        self.executor = executor
+        self.population = manifest.num_clients
+        self.evaluation_clients = evaluation_clients or []
+        self.log = RoundLog()
+        self.on_progress: Callable[[int, int], None] = lambda done, total: None
+        self._manifest = manifest
+        self._states = states
+        self._model = model
+        self._foreign_client = foreign_client
+        self._client_sends = client_sends
+        self._block_means = block_means
+        self._group_size = group_size
+        self._min_survivors = min_survivors
+        self._abort = abort_on_defect
+        self._seconds: dict[int, float] = {}
+        self._run = compat.empty_run()
+        self._replies: dict[str, Message] = {}
+        compat.identify_server()
+
+    @property
+    def run(self) -> Run:
+        """Run information, as Flower wants it."""
+        return self._run
+
+    def set_run(self, run: Run) -> None:
+        """Replace the run information."""
+        self._run = run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message from the server to a client."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return all client ids; O(population), our own strategies never ask."""
+        return range(self.population)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Execute the messages now and keep the replies for `pull_messages`."""
+        pushed = list(messages)
+        ids = []
+        for i, message in enumerate(pushed):
+            compat.set_message_id(message, f"push-{len(self._replies)}-{i}")
+            ids.append(message.metadata.message_id)
+        for reply in self.send_and_receive(pushed):
+            self._replies[reply.metadata.reply_to_message_id] = reply
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to these messages and forget them."""
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Execute messages and return the replies in ascending order of client id.
+
+        `timeout` is ignored: `engine.timeout` bounds each client instead, which does not make the
+        result depend on how many workers there are.
+
+        Raises:
+            RunFailed: fewer clients than `screening.min_survivors` gave a usable answer, or one
+                was defective under the policy `abort`.
+        """
+        ordered = sorted(messages, key=lambda m: m.metadata.dst_node_id)
+        self.log = RoundLog()
+        if not ordered:
+            return []
+        started = time.perf_counter()
+        training = ordered[0].metadata.message_type.startswith(MessageType.TRAIN)
+        replies: list[Message] = []
+        for group in _by_payload(ordered, self._foreign_client):
+            replies += self._run_group(group, training)
+        self.log.seconds = time.perf_counter() - started
+        if training:
+            self._check_survivors(len(ordered))
+            self._keep_states()
+        return replies
+
+    def score(self, params: Params, rows: int, round: int) -> dict[str, float]:
+        """Return accuracy and mean loss of a model on the first `rows` rows of the test set."""
+        shards = [(start, min(start + SHARD, rows)) for start in range(0, rows, SHARD)]
+        blocks = [
+            Block(i, round, "score", shard=shard, cost=shard[1] - shard[0])
+            for i, shard in enumerate(shards)
+        ]
+        results = sorted(self.executor.run(blocks, {"model": params}), key=lambda r: r.index)
+        correct = sum(r.counts[0] for r in results)
+        loss = sum(r.counts[1] for r in results)
+        count = sum(r.counts[2] for r in results)
+        return {"accuracy": correct / count, "loss": loss / count}
+
+    def _run_group(self, messages: list[Message], training: bool) -> list[Message]:
+        """Execute messages that share a payload."""
+        first = messages[0].content
+        arrays = next(iter(first.array_records.values()), TreeRecord({}))
+        reduce = training and not self._foreign_client and self._reducible(arrays)
+        payload = {"content": first} if self._foreign_client else self._payload(first)
+        blocks = self._blocks(messages, payload, training, reduce)
+        size = sum(len(b.clients) for b in blocks)
+        results: dict[int, BlockResult] = {}
+        done = 0
+        for result in self.executor.run(blocks, payload):
+            results[result.index] = result
+            done += len(result.reports)
+            self.on_progress(done, size)
+        by_client = {m.metadata.dst_node_id: m for m in messages}
+        replies = []
+        for index in sorted(results):
+            replies += self._replies_of(results[index], by_client, training, reduce)
+        return self._consistent(replies, by_client) if training and not reduce else replies
+
+    def _reducible(self, arrays: Any) -> bool:
+        if not self._block_means or not getattr(arrays, "weighted_mean", False):
+            return False
+        tree = arrays.__dict__.get("tree") or {}
+        return self._client_sends <= set(tree)
+
+    def _payload(self, content: RecordDict) -> Tree:
+        """Return the tree that the clients of a message get."""
+        record = next(iter(content.array_records.values()), None)
+        if record is None:
+            tree: Tree = {}
+        elif (shared := record.__dict__.get("shared")) is not None and record.__dict__["tree"]:
+            tree = dict(shared)
+        else:
+            tree = dict(tree_of(record, self._model))
+        config: dict[str, Any] = {}
+        for values in content.config_records.values():
+            config |= dict(values)
+        return {**tree, "config": config}
+
+    def _blocks(
+        self, messages: list[Message], payload: Tree, training: bool, reduce: bool
+    ) -> list[Block]:
+        parts, work = [], []
+        if self._foreign_client:
+            shared_bytes = compat.count_bytes(payload["content"])
+        else:
+            shared_bytes = trees.num_bytes(payload)
+        for message in messages:
+            client = message.metadata.dst_node_id
+            indices = self._manifest.client(client)
+            part = Assignment(client, indices, self._states.get_bytes(client))
+            record = next(iter(message.content.array_records.values()), None)
+            part.own = None if record is None else record.__dict__.get("own")
+            part.message_type = message.metadata.message_type
+            parts.append(part)
+            work.append(len(indices.train) if training else len(indices.test))
+            own = 0 if part.own is None else trees.num_bytes(part.own)
+            self.log.bytes_down[client] = shared_bytes + own
+        weight = self._model.flat.numel()
+        length = block_length(len(parts), sum(work) * weight, self._group_size)
+        kind: Any = "train" if training else "evaluate"
+        round = _round_of(messages[0])
+        blocks = []
+        for start in range(0, len(parts), length):
+            some = parts[start : start + length]
+            costs = [
+                self._seconds.get(p.client, w * 1e-9 * weight)
+                for p, w in zip(some, work[start : start + length], strict=True)
+            ]
+            cost = float(sum(costs)) if training else float(sum(work[start : start + length]))
+            blocks.append(Block(len(blocks), round, kind, some, reduce=reduce, cost=cost))
+        return blocks
+
+    def _replies_of(
+        self,
+        result: BlockResult,
+        messages: dict[int, Message],
+        training: bool,
+        reduce: bool,
+    ) -> list[Message]:
+        replies = []
+        survivors = []
+        for report in result.reports:
+            if training:
+                self._seconds[report.client] = report.seconds
+            self.log.reports.append(report)
+            message = messages[report.client]
+            if report.failure is not None:
+                self.log.failures.append(report)
+                text = f"{report.failure.text}\n{report.failure.traceback}".strip()
+                replies.append(compat.error_reply(message, text))
+                continue
+            survivors.append(report)
+            if not reduce:
+                replies.append(compat.reply_to(message, self._content(report, training)))
+        if reduce and survivors:
+            tree = result.sums.mean()
+            metrics = _mean_metrics(survivors)
+            metrics["num-examples"] = result.sums.weight
+            content = RecordDict({"arrays": TreeRecord(tree), "metrics": MetricRecord(metrics)})
+            replies.append(compat.reply_to(messages[survivors[0].client], content))
+        return replies
+
+    def _content(self, report: Report, training: bool) -> RecordDict:
+        if report.content is not None:
+            return report.content
+        # Flower's strategies drop metrics of zero weight, a client without test samples has none.
+        numbers = {**report.metrics, "num-examples": report.weight}
+        content = RecordDict({"metrics": MetricRecord(numbers)})
+        if training:
+            content["arrays"] = TreeRecord(report.update or {})
+        return content
+
+    def _consistent(self, replies: list[Message], sent: dict[int, Message]) -> list[Message]:
+        """Screen replies of foreign apps, and drop those that differ in kind from the most."""
+        reports = {r.client: r for r in self.log.reports}
+        kept: list[tuple[Message, tuple[Any, ...]]] = []
+        out = [m for m in replies if m.has_error()]
+        for reply in replies:
+            if reply.has_error():
+                continue
+            client = reply.metadata.src_node_id
+            reason = self._foreign_defect(reply) if self._foreign_client else None
+            if reason is not None:
+                out.append(self._reject(reports[client], sent[client], reason))
+                continue
+            kept.append((reply, _shape(reply.content)))
+        kinds = [kind for _, kind in kept]
+        common = max(kinds, key=kinds.count) if kinds else ()
+        for reply, kind in kept:
+            client = reply.metadata.src_node_id
+            if kind == common:
+                out.append(reply)
+                for name, value in _integers(reply.content).items():
+                    known = self.log.integers.get(name)
+                    self.log.integers[name] = (
+                        value if known is None else torch.maximum(known, value)
+                    )
+            else:
+                reason = "its update has other keys or shapes than those of most clients"
+                out.append(self._reject(reports[client], sent[client], reason))
+        return sorted(out, key=lambda m: m.metadata.src_node_id)
+
+    def _foreign_defect(self, reply: Message) -> str | None:
+        for record in reply.content.array_records.values():
+            for name, array in record.items():
+                values = torch.from_numpy(array.numpy())
+                if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+                    return f"not finite: {name!r} has NaN or infinite elements"
+            try:
+                tree_of(record, self._model)
+            except RecordMismatch as error:
+                return str(error)
+        return None
+
+    def _reject(self, report: Report, message: Message, reason: str) -> Message:
+        report.failure = Failure("screened", f"client {report.client}: {reason}")
+        self.log.failures.append(report)
+        return compat.error_reply(message, report.failure.text)
+
+    def _check_survivors(self, cohort: int) -> None:
+        failures = self.log.failures
+        if self._abort and failures:
+            first = failures[0].failure
+            raise RunFailed(f"{first.text if first else ''} (screening.policy is abort)")
+        alive = cohort - len(failures)
+        least = self._min_survivors
+        needed = least if isinstance(least, int) else max(1, int(-(-least * cohort // 1)))
+        if alive < min(needed, cohort):
+            reasons = "; ".join(r.failure.text for r in failures[:3] if r.failure)
+            more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+            raise RunFailed(
+                f"only {alive} of {cohort} clients gave a usable update, screening.min_survivors "
+                f"needs {needed}: {reasons}{more}"
+            )
+
+    def _keep_states(self) -> None:
+        for report in self.log.reports:
+            if report.state is not None and report.failure is None:
+                self._states.put_bytes(report.client, report.state)
+
+
+def block_length(cohort: int, work: float, group_size: int = 1) -> int:
+    """Return how many clients a block has; follows from the experiment, never from the workers.
+
+    `work` is training samples x parameters of the whole cohort. Where clients are trained
+    `group_size` at a time a block is a whole number of groups.
+    """
+    count = max(1, min(MAX_BLOCKS, cohort, int(work / MIN_BLOCK_WORK)))
+    length = -(-cohort // count)
+    return -(-length // group_size) * group_size
+
+
+def _by_payload(messages: list[Message], whole: bool) -> list[list[Message]]:
+    """Group messages by the payload they share; order is kept inside and between groups.
+
+    With `whole` they must share all of it: a foreign app is sent no part of its own.
+    """
+    groups: dict[tuple[int, ...], list[Message]] = {}
+    for message in messages:
+        key = []
+        for record in message.content.values():
+            shared = None if whole else record.__dict__.get("shared")
+            if isinstance(record, ConfigRecord):
+                key.append(hash(tuple(sorted((k, str(v)) for k, v in record.items()))))
+            else:
+                key.append(id(record) if shared is None else id(shared))
+        groups.setdefault(tuple(key), []).append(message)
+    return list(groups.values())
+
+
+def _round_of(message: Message) -> int:
+    for record in message.content.config_records.values():
+        if "server-round" in record:
+            return int(record["server-round"])  # type: ignore[arg-type]
+    return 0
+
+
+def _mean_metrics(reports: list[Report]) -> dict[str, float]:
+    total = sum(r.weight for r in reports)
+    names = set.intersection(*(set(r.metrics) for r in reports))
+    return {
+        name: sum(r.weight * r.metrics[name] for r in reports) / total for name in sorted(names)
+    }
+
+
+def _shape(content: RecordDict) -> tuple[Any, ...]:
+    return tuple(
+        (name, tuple((key, tuple(array.shape)) for key, array in sorted(record.items())))
+        for name, record in sorted(content.array_records.items())
+    )
+
+
+def _integers(content: RecordDict) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.from_numpy(array.numpy())
+        for record in content.array_records.values()
+        for name, array in record.items()
+        if not array.dtype.startswith(("float", "bfloat", "complex"))
+    }

@@ -1,0 +1,105 @@
+"""What the driver asks of a worker, and what a worker answers: plain picklable records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from fedsim.config import Experiment
+from fedsim.data.partition import ClientIndices
+from fedsim.maths.trees import Tree
+
+Kind = Literal["train", "evaluate", "score"]
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All that a worker needs to be built, on any machine that has the packages and the data."""
+
+    experiment: Experiment
+    search_path: tuple[str, ...] = ()
+
+
+@dataclass
+class Assignment:
+    """One client's part of a block."""
+
+    client: int
+    indices: ClientIndices
+    state: bytes | None = None  # its encoded state before this round; None before its first
+    own: Tree | None = None  # what it gets on top of the shared payload
+    message_type: str = ""  # Flower's message type, for foreign ClientApps
+
+
+@dataclass
+class Block:
+    """Consecutive clients of a cohort, run one after another by one worker."""
+
+    index: int
+    round: int
+    kind: Kind
+    clients: list[Assignment] = field(default_factory=list)
+    reduce: bool = False  # return the weighted mean of the updates instead of each update
+    shard: tuple[int, int] = (0, 0)  # kind "score": rows of the global test set
+    cost: float = 0.0  # expected seconds or any unit alike for all; only orders the queue
+
+    @property
+    def client_ids(self) -> list[int]:
+        return [a.client for a in self.clients]
+
+
+@dataclass
+class Failure:
+    """Why a client gave no usable answer."""
+
+    kind: str  # raised | timeout | worker-died | screened | out-of-memory
+    text: str
+    traceback: str = ""
+
+
+@dataclass
+class Report:
+    """What is known of one client's work in a block."""
+
+    client: int
+    weight: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    bytes_up: int = 0
+    failure: Failure | None = None
+    note: str | None = None  # something worth an event although the update was used
+    update: Tree | None = None  # None where the block is reduced
+    state: bytes | None = None  # the encoded state after this round, if the client keeps one
+    content: Any = None  # a foreign ClientApp's reply
+
+
+@dataclass
+class BlockResult:
+    """A worker's answer to a block."""
+
+    index: int
+    reports: list[Report]
+    sums: Any = None  # the block's `WeightedMean` when it is reduced
+    counts: tuple[int, float, int] = (0, 0.0, 0)  # kind "score": correct, summed loss, samples
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class EngineEvent:
+    """Something that happened to the engine: a worker died, a block was split."""
+
+    kind: str
+    text: str
+
+
+class Executor(Protocol):
+    """Runs blocks; the results do not depend on which executor it is."""
+
+    events: list[EngineEvent]
+    num_workers: int
+
+    def run(self, blocks: list[Block], payload: Tree) -> Any:
+        """Yield a `BlockResult` for every block, in any order."""
+
+    def close(self) -> None:
+        """Give back everything that was started."""

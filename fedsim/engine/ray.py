@@ -1,0 +1,414 @@
+"""The Ray executor: long-lived actors that pull blocks, longest first.
+
+Workers are replaced when they die or hang; their blocks run again from the same inputs, so the
+results do not show it. One machine or a cluster makes no difference to the results either.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedsim.engine.jobs import Block, BlockResult, EngineEvent, Failure, Report, WorkerSpec
+from fedsim.engine.transport import Parcel, Shelf, dump, load
+from fedsim.errors import InputError, RunFailed
+from fedsim.maths import trees
+from fedsim.maths.trees import Tree
+
+DEPTH = 2
+"""Blocks a worker holds: one it works on and one waiting, which hides the round trip."""
+
+ATTEMPTS = 3
+"""Times a block may lose its worker before its clients are run one by one."""
+
+ATTEMPTS_ALONE = 2
+"""Times a single client may lose its worker before it is given up."""
+
+GRACE_SECONDS = 20.0
+"""How much longer than its clients' timeouts a block may take before its worker is killed."""
+
+START_SECONDS = 120.0
+"""How long a worker may take to come up."""
+
+
+class _Actor:
+    """What runs inside a Ray worker process."""
+
+    def __init__(self, spec: WorkerSpec, shelf: str | None, node: str) -> None:
+        import ray
+        import torch
+
+        torch.set_num_threads(1)
+        from fedsim.engine.worker import Worker
+
+        context = ray.get_runtime_context()
+        self._shelf = Shelf(shelf) if shelf and context.get_node_id() == node else None
+        use_gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
+        # Ray shows an actor only its own GPUs, so the first visible one is the assigned one.
+        self._worker = Worker(spec, "cuda:0" if use_gpu else "cpu")
+        self._payload: tuple[int, Tree] = (-1, {})
+
+    def ready(self) -> dict[str, Any]:
+        import ray
+
+        return {
+            "pid": os.getpid(),
+            "device": str(self._worker.device),
+            "gpu_ids": ray.get_gpu_ids(),
+            "local": self._shelf is not None,
+            "node": ray.get_runtime_context().get_node_id(),
+        }
+
+    def run(self, parcel: Parcel, number: int, payload: Any) -> Parcel:
+        if self._payload[0] != number:
+            self._payload = (number, load(payload))
+        result = self._worker.run(load(parcel), self._payload[1])
+        if self._shelf is not None:
+            return self._shelf.put(result)
+        remote, buffers = dump(result)
+        remote.buffers = buffers
+        return remote
+
+
+@dataclass
+class _Job:
+    block: Block
+    attempts: int = 0
+    started: float = 0.0
+    group: _Split | None = None
+
+
+@dataclass
+class _Split:
+    """A block whose clients are run one by one; its parts are put together again in order."""
+
+    block: Block
+    parts: dict[int, BlockResult] = field(default_factory=dict)
+
+
+@dataclass
+class _Slot:
+    """A place for a worker, whichever process fills it."""
+
+    number: int
+    handle: Any = None
+    jobs: deque[tuple[Any, _Job]] = field(default_factory=deque)
+    local: bool = True
+    pid: int = 0
+
+
+class RayExecutor:
+    """Runs blocks on Ray actors."""
+
+    def __init__(self, spec: WorkerSpec, max_workers: int | None = None) -> None:
+        self.events: list[EngineEvent] = []
+        self._spec = spec
+        self._config = spec.experiment.engine
+        self._restarts = 0
+        self._payloads = 0
+        self._ray = connect(spec)
+        self.num_workers = self._count_workers(max_workers)
+        self._shelf = Shelf.create()
+        self._node = self._ray.get_runtime_context().get_node_id()
+        self._spec_ref = self._ray.put(spec)
+        self.slots = [_Slot(i) for i in range(self.num_workers)]
+        for slot in self.slots:
+            slot.handle = self._start_actor()
+        self._await_ready(self.slots)
+
+    def _count_workers(self, most: int | None) -> int:
+        config, resources = self._config, self._ray.cluster_resources()
+        cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+        limits = []
+        if config.cpus > 0:
+            limits.append(int(cpus / config.cpus + 1e-9))
+        if config.gpus > 0:
+            limits.append(int(gpus / config.gpus + 1e-9))
+        room = min(limits) if limits else 1
+        if config.workers is None:
+            count = max(1, min(room, most or room))
+        else:
+            count = config.workers
+        if room < count:
+            self.close_cluster()
+            raise InputError(
+                f"engine.workers = {count} with engine.cpus = {config.cpus:g} and engine.gpus = "
+                f"{config.gpus:g} each does not fit: Ray has {cpus:g} CPUs and {gpus:g} GPUs, room "
+                f"for {room} such workers"
+            )
+        return count
+
+    def _start_actor(self) -> Any:
+        options = {"num_cpus": self._config.cpus, "num_gpus": self._config.gpus}
+        actor = self._ray.remote(_Actor).options(**options, max_restarts=0)
+        return actor.remote(self._spec_ref, self._shelf.folder, self._node)
+
+    def _await_ready(self, slots: list[_Slot]) -> None:
+        refs = {slot.handle.ready.remote(): slot for slot in slots}
+        done, late = self._ray.wait(
+            list(refs), num_returns=len(refs), timeout=START_SECONDS * (1 + len(refs) / 8)
+        )
+        if late:
+            raise RunFailed(
+                f"{len(late)} of {len(refs)} workers did not start within {START_SECONDS:g} s"
+            )
+        for ref in done:
+            try:
+                about = self._ray.get(ref)
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.as_instanceof_cause() from None
+            except self._ray.exceptions.RayActorError as error:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, InputError):
+                    raise cause from None
+                raise RunFailed(f"a worker died while it started: {error}") from None
+            refs[ref].local, refs[ref].pid = about["local"], about["pid"]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return pid, device, GPU ids and node of every worker."""
+        return self._ray.get([slot.handle.ready.remote() for slot in self.slots])
+
+    def run(self, blocks: list[Block], payload: Tree) -> Iterator[BlockResult]:
+        """Yield results as they come; a block whose worker dies is run again."""
+        queue = deque(_Job(b) for b in sorted(blocks, key=lambda b: (-b.cost, b.index)))
+        broadcast = _Broadcast(self, payload)
+        try:
+            while queue or any(slot.jobs for slot in self.slots):
+                self._fill(queue, broadcast)
+                heads = {slot.jobs[0][0]: slot for slot in self.slots if slot.jobs}
+                done, _ = self._ray.wait(list(heads), num_returns=1, timeout=self._patience(heads))
+                if not done:
+                    self._kill_overdue(heads, queue)
+                for ref in done:
+                    slot = heads[ref]
+                    job = slot.jobs[0][1]
+                    try:
+                        parcel = self._ray.get(ref)
+                    except self._ray.exceptions.RayActorError:
+                        yield from self._lost(slot, queue, "died")
+                        continue
+                    slot.jobs.popleft()
+                    if slot.jobs:
+                        slot.jobs[0][1].started = time.monotonic()
+                    result = load(parcel, unlink=True)
+                    yield from _collect(job, result)
+        finally:
+            broadcast.close()
+
+    def _fill(self, queue: deque[_Job], broadcast: _Broadcast) -> None:
+        """Give every worker its next blocks, one round over all workers at a time."""
+        for depth in range(1, DEPTH + 1):
+            for slot in self.slots:
+                if queue and len(slot.jobs) < depth:
+                    job = queue.popleft()
+                    job.started = time.monotonic()
+                    parcel = broadcast.parcel(job.block, slot.local)
+                    number, payload = broadcast.number, broadcast.payload(slot.local)
+                    ref = slot.handle.run.remote(parcel, number, payload)
+                    slot.jobs.append((ref, job))
+
+    def _allowed_seconds(self, job: _Job) -> float | None:
+        limit = self._config.timeout
+        return None if limit is None else limit * max(1, len(job.block.clients)) + GRACE_SECONDS
+
+    def _patience(self, heads: dict[Any, _Slot]) -> float | None:
+        """Seconds until the first block is overdue; None without a timeout."""
+        now, waits = time.monotonic(), []
+        for slot in heads.values():
+            job = slot.jobs[0][1]
+            allowed = self._allowed_seconds(job)
+            if allowed is not None:
+                waits.append(max(0.05, job.started + allowed - now))
+        return min(waits) if waits else None
+
+    def _kill_overdue(self, heads: dict[Any, _Slot], queue: deque[_Job]) -> None:
+        for slot in heads.values():
+            job = slot.jobs[0][1]
+            allowed = self._allowed_seconds(job)
+            if allowed is not None and time.monotonic() - job.started > allowed:
+                # The timer inside the worker could not stop the client: it hangs in C code.
+                self._ray.kill(slot.handle, no_restart=True)
+
+    def _lost(self, slot: _Slot, queue: deque[_Job], how: str) -> Iterator[BlockResult]:
+        """Replace a dead worker and put its blocks back; never touch the dead handle again."""
+        jobs = [job for _, job in slot.jobs]
+        slot.jobs.clear()
+        self._restarts += 1
+        head = jobs[0]
+        head.attempts += 1
+        clients = head.block.client_ids
+        self.events.append(
+            EngineEvent(
+                "worker-died",
+                f"worker {slot.number} (pid {slot.pid}) {how} in round {head.block.round} with "
+                f"block {head.block.index} (clients {_brief(clients)}); replaced, block run again",
+            )
+        )
+        if self._restarts > self._config.max_restarts:
+            raise RunFailed(
+                f"workers died {self._restarts} times, more than engine.max_restarts = "
+                f"{self._config.max_restarts}; the last one ran clients {_brief(clients)}"
+            )
+        slot.handle = self._start_actor()
+        self._await_ready([slot])
+        again = jobs
+        if head.attempts >= (ATTEMPTS_ALONE if head.group else ATTEMPTS):
+            again = jobs[1:]
+            if len(clients) > 1 and head.group is None:
+                again = _split(head.block) + again
+            else:
+                yield from _collect(head, _gave_up(head))
+        queue.extendleft(reversed(again))
+
+    def close(self) -> None:
+        """Stop the workers, and Ray if this executor started it."""
+        for slot in self.slots:
+            if slot.handle is not None:
+                self._ray.kill(slot.handle, no_restart=True)
+        self._shelf.close()
+        self.close_cluster()
+
+    def close_cluster(self) -> None:
+        self._ray.shutdown()
+
+
+class _Broadcast:
+    """One payload on its way to all workers, put in place once for each kind of way."""
+
+    def __init__(self, executor: RayExecutor, payload: Tree) -> None:
+        executor._payloads += 1
+        self.number = executor._payloads
+        self._executor = executor
+        self._tree = payload
+        self._local: Parcel | None = None
+        self._remote: Any = None
+
+    def payload(self, local: bool) -> Any:
+        if local:
+            if self._local is None:
+                self._local = self._executor._shelf.put(self._tree)
+            return self._local
+        if self._remote is None:
+            parcel, buffers = dump(self._tree)
+            parcel.buffers = buffers
+            self._remote = self._executor._ray.put(parcel)
+        return self._remote
+
+    def parcel(self, block: Block, local: bool) -> Parcel:
+        parcel, buffers = dump(block)
+        parcel.buffers = buffers
+        return parcel
+
+    def close(self) -> None:
+        if self._local is not None and self._local.path is not None:
+            os.unlink(self._local.path)
+
+
+def _split(block: Block) -> list[_Job]:
+    whole = _Split(block)
+    singles = []
+    for i, part in enumerate(block.clients):
+        single = replace(block, index=i, clients=[part])
+        singles.append(_Job(single, group=whole))
+    return singles
+
+
+def _collect(job: _Job, result: BlockResult) -> Iterator[BlockResult]:
+    """Yield a finished block: at once, or when the last of its single clients is in."""
+    if job.group is None:
+        yield result
+        return
+    whole = job.group
+    whole.parts[result.index] = result
+    if len(whole.parts) < len(whole.block.clients):
+        return
+    joined = BlockResult(whole.block.index, [])
+    if whole.block.reduce:
+        joined.sums = trees.WeightedMean()
+    for i in range(len(whole.block.clients)):
+        part = whole.parts[i]
+        joined.reports += part.reports
+        joined.seconds += part.seconds
+        if whole.block.reduce and part.sums is not None:
+            joined.sums.merge(part.sums)
+    yield joined
+
+
+def _gave_up(job: _Job) -> BlockResult:
+    part = job.block.clients[0]
+    text = (
+        f"client {part.client}, round {job.block.round}: its worker died or hung "
+        f"{job.attempts} times while it ran"
+    )
+    return BlockResult(
+        job.block.index, [Report(part.client, failure=Failure("worker-died", text))]
+    )
+
+
+def _brief(clients: list[int]) -> str:
+    shown = ", ".join(str(c) for c in clients[:8])
+    return shown + (f", ... {len(clients)} in all" if len(clients) > 8 else "")
+
+
+def connect(spec: WorkerSpec) -> Any:
+    """Start Ray on this machine, or join the cluster at `engine.address`.
+
+    Usage statistics and the dashboard stay off.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    config = spec.experiment.engine
+    if ray.is_initialized():
+        return _Borrowed(ray)
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if config.address is not None:
+            try:
+                ray.init(address=config.address, **common)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"engine.address = {config.address!r}: no Ray cluster answers there ({error}); "
+                    "start one with `ray start --head`, or leave the address out"
+                ) from None
+            return ray
+        cpus = max(os.cpu_count() or 1, _ceil((config.workers or 1) * config.cpus))
+        ray.init(
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=256 * 2**20,
+            **common,
+        )
+    return ray
+
+
+class _Borrowed:
+    """Ray as somebody else started it in this process: used, but not shut down."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ray, name)
+
+    def shutdown(self) -> None:
+        """Leave the cluster to its owner."""
+
+
+def _ceil(value: float) -> int:
+    return int(-(-value // 1))
+
+
+def python_search_path() -> tuple[str, ...]:
+    """Return the driver's import path, so that workers find the user's own modules."""
+    return tuple(path for path in sys.path if path)

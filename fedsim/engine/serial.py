@@ -1,0 +1,33 @@
+"""The serial executor: every block in this process, one after the other. The reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from fedsim.engine.jobs import Block, BlockResult, EngineEvent, WorkerSpec
+from fedsim.engine.worker import Worker
+from fedsim.maths.trees import Tree
+
+
+class SerialExecutor:
+    """Runs blocks in the driver, with one intra-op thread as every worker does."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.events: list[EngineEvent] = []
+        self.num_workers = 1
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        gpus = spec.experiment.engine.gpus
+        device = "cuda:0" if gpus > 0 and torch.cuda.is_available() else "cpu"
+        self._worker = Worker(spec, device)
+
+    def run(self, blocks: list[Block], payload: Tree) -> Iterator[BlockResult]:
+        """Yield the results in the order of the blocks."""
+        for block in blocks:
+            yield self._worker.run(block, payload)
+
+    def close(self) -> None:
+        """Give the driver its threads back."""
+        torch.set_num_threads(self._threads)

@@ -1,0 +1,142 @@
+"""Moving trees between the driver and workers without copying them through a pipe.
+
+An object is pickled with its large buffers out of band (pickle protocol 5). Between processes of
+one machine the buffers lie in a file of a shared-memory folder that both sides map; between
+machines they travel through Ray's object store.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import mmap
+import os
+import pickle
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.params import Layout, Params
+
+INLINE_BYTES = 32 * 1024
+"""Below this size buffers travel inside the message: Ray passes up to 100 kB that way."""
+
+_PREFIX = "fedsim-"
+
+
+@dataclass
+class Parcel:
+    """A pickled object; its buffers are in `buffers` or at `spans` of the file `path`."""
+
+    header: bytes
+    path: str | None = None
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    buffers: list[np.ndarray] = field(default_factory=list)
+
+
+class _Pickler(cloudpickle.CloudPickler):
+    """Pickles tensors as numpy arrays, whose memory goes out of band."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Params):
+            return _params, (obj.layout, obj.flat.detach(), obj.integers)
+        if isinstance(obj, Tensor):
+            return _tensor, (obj.detach().cpu().contiguous().numpy(),)
+        return super().reducer_override(obj)
+
+
+def _params(layout: Layout, flat: Tensor, integers: dict[str, Tensor]) -> Params:
+    return Params(layout, flat, integers)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    with warnings.catch_warnings():
+        # A payload is read-only by contract; torch has no read-only tensors and would warn.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+class Shelf:
+    """A folder in shared memory through which processes of one machine hand over buffers."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._names = itertools.count()
+
+    @classmethod
+    def create(cls, needed_bytes: int = 0) -> Shelf:
+        """Make a folder in shared memory, or on disk where there is too little of it."""
+        memory = Path("/dev/shm")
+        usable = memory.is_dir() and os.access(memory, os.W_OK)
+        if usable and shutil.disk_usage(memory).free < max(4 * needed_bytes, 64 * 2**20):
+            usable = False
+        if usable:
+            _remove_orphans(memory)
+        prefix = f"{_PREFIX}{os.getpid()}-"
+        return cls(tempfile.mkdtemp(prefix=prefix, dir=str(memory) if usable else None))
+
+    def put(self, value: Any) -> Parcel:
+        """Pickle `value`; large buffers go to a new file of the folder."""
+        parcel, buffers = dump(value)
+        total = sum(b.nbytes for b in buffers)
+        if total <= INLINE_BYTES:
+            parcel.buffers = [np.array(b) for b in buffers]
+            return parcel
+        path = os.path.join(self.folder, f"{os.getpid()}-{next(self._names)}")
+        offset = 0
+        with open(path, "wb") as file:
+            for buffer in buffers:
+                file.write(buffer)
+                parcel.spans.append((offset, buffer.nbytes))
+                padding = -buffer.nbytes % 64
+                file.write(bytes(padding))
+                offset += buffer.nbytes + padding
+        parcel.path = path
+        return parcel
+
+    def close(self) -> None:
+        """Remove the folder; memory still mapped by someone lives on until it is let go."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def dump(value: Any) -> tuple[Parcel, list[np.ndarray]]:
+    """Pickle `value` and return its buffers apart."""
+    raw: list[pickle.PickleBuffer] = []
+    header = io.BytesIO()
+    _Pickler(header, protocol=5, buffer_callback=raw.append).dump(value)
+    return Parcel(header.getvalue()), [np.frombuffer(b.raw(), dtype=np.uint8) for b in raw]
+
+
+def load(parcel: Parcel, unlink: bool = False) -> Any:
+    """Return the object in a parcel; buffers of a file are mapped, not copied.
+
+    The object is read-only unless `unlink`, which takes the file for the caller alone.
+    """
+    if parcel.path is None:
+        return pickle.loads(parcel.header, buffers=parcel.buffers)
+    access = mmap.ACCESS_COPY if unlink else mmap.ACCESS_READ
+    with open(parcel.path, "rb") as file:
+        memory = memoryview(mmap.mmap(file.fileno(), 0, access=access))
+    if unlink:
+        os.unlink(parcel.path)
+    pieces = [memory[start : start + size] for start, size in parcel.spans]
+    return pickle.loads(parcel.header, buffers=pieces)
+
+
+def _remove_orphans(memory: Path) -> None:
+    """Remove folders whose process is gone: a killed run can not do it itself."""
+    for folder in memory.glob(f"{_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_PREFIX).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+

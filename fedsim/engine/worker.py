@@ -1,0 +1,324 @@
+"""A worker: trains and evaluates the clients of a block, one process or the driver itself.
+
+A worker keeps nothing between blocks but what is the same for every client: the data set, a
+resident model and the client method. Client states come with the block and go back with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsim import rng
+from fedsim.client import ClientContext, Task, Update
+from fedsim.components import build_client, build_dataset, build_model, is_client_app
+from fedsim.data.views import ClientData, View
+from fedsim.engine.jobs import Assignment, Block, BlockResult, Failure, Report, WorkerSpec
+from fedsim.evaluate import counts
+from fedsim.maths import trees
+from fedsim.maths.trees import Tree
+from fedsim.params import FlatModel
+from fedsim.run.codec import from_bytes, to_bytes
+
+
+class ClientTimeout(BaseException):
+    """Raised inside a client that takes too long; not an Exception, so that none swallows it."""
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise `ClientTimeout` in the body after `seconds`; possible in a main thread only."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expire(signum: int, frame: FrameType | None) -> None:
+        raise ClientTimeout
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+class Worker:
+    """Executes blocks for one experiment on one device."""
+
+    def __init__(self, spec: WorkerSpec, device: str = "cpu") -> None:
+        for path in spec.search_path:
+            if path not in sys.path:
+                sys.path.append(path)
+        self.experiment = spec.experiment
+        self.device = torch.device(device)
+        self.dataset = build_dataset(spec.experiment)
+        self.client: Any = build_client(spec.experiment)
+        self.foreign = is_client_app(self.client)
+        module = build_model(spec.experiment, self.dataset.card)
+        self.model = FlatModel(module, self.device)
+        self._restore_module = capture_module_state(self.model)
+
+    def run(self, block: Block, payload: Tree) -> BlockResult:
+        """Execute a block; failures of single clients are part of the answer."""
+        started = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            if block.kind == "score":
+                result = self._score(block, payload)
+            elif self.foreign:
+                from fedsim.engine.flower_compat import run_client_app
+
+                result = BlockResult(block.index, [])
+                for part in block.clients:
+                    run = partial(run_client_app, self, block, part, payload)
+                    result.reports.append(self._guarded(block, part, run))
+            elif block.kind == "evaluate":
+                reports = [
+                    self._guarded(block, part, partial(self._evaluate, block, part, payload))
+                    for part in block.clients
+                ]
+                result = BlockResult(block.index, reports)
+            else:
+                result = self._train(block, payload)
+        result.seconds = time.perf_counter() - started
+        return result
+
+    def data(self, part: Assignment) -> ClientData:
+        """Return the client's own views of the data set."""
+        train, card = self.dataset.train, self.dataset.card
+        return ClientData(
+            *(
+                View(train, rows, card, self.device)
+                for rows in (part.indices.train, part.indices.validation, part.indices.test)
+            )
+        )
+
+    def context(self, block: Block, client: int) -> ClientContext:
+        """Return what a client method may know of its surroundings."""
+        return ClientContext(
+            client_id=client,
+            round=block.round,
+            seed=self.experiment.seed,
+            num_clients=self.experiment.partition.clients,
+            num_classes=self.dataset.num_classes,
+            model=self.model,
+            device=self.device,
+        )
+
+    def seed_globals(self, block: Block, client: int) -> None:
+        """Seed torch's global generator, which dropout draws from, for this client and round."""
+        address = rng.derive(self.experiment.seed, f"global/{block.kind}", block.round, client)
+        torch.default_generator.manual_seed(address)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(address)
+
+    def _score(self, block: Block, payload: Tree) -> BlockResult:
+        self._restore_module()
+        self.model.load(payload["model"])
+        start, stop = block.shard
+        view = View(self.dataset.test, np.arange(start, stop), self.dataset.card, self.device)
+        size = self.experiment.evaluation.batch_size
+        scored = counts(self.model.module, view, 0, stop - start, size)
+        return BlockResult(block.index, [], counts=scored)
+
+    def _train(self, block: Block, payload: Tree) -> BlockResult:
+        result = BlockResult(block.index, [])
+        if block.reduce:
+            result.sums = trees.WeightedMean()
+        size = 1
+        if block.clients:
+            size = self.client.group_size(self.context(block, block.clients[0].client))
+        for first in range(0, len(block.clients), size):
+            group = block.clients[first : first + size]
+            reports = self._train_group(block, group, payload) if len(group) > 1 else None
+            if reports is None:
+                reports = [
+                    self._guarded(block, part, partial(self._train_one, block, part, payload))
+                    for part in group
+                ]
+            for report, part in zip(reports, group, strict=True):
+                self._screen(report, part, payload)
+                if block.reduce and report.failure is None:
+                    result.sums.add(report.update, report.weight)
+                if block.reduce or report.failure is not None:
+                    report.update = None
+                result.reports.append(report)
+        return result
+
+    def _task(self, block: Block, part: Assignment, payload: Tree) -> Task:
+        ctx = self.context(block, part.client)
+        state = None
+        if self.client.stateful:
+            # The bytes come from the platform's own store, which has checked them.
+            known = part.state is not None
+            state = from_bytes(part.state, verify=False) if known else self.client.init_state(ctx)
+        own = payload if part.own is None else {**payload, **part.own}
+        generator = rng.torch_generator(ctx.seed, "client", block.round, part.client)
+        return Task(own, state, self.data(part), generator, ctx)
+
+    def _train_one(self, block: Block, part: Assignment, payload: Tree) -> Report:
+        self._restore_module()
+        task = self._task(block, part, payload)
+        self.seed_globals(block, part.client)
+        state, update = self.client.train(task.payload, task.state, task.data, task.rng, task.ctx)
+        return self._report(part, state, update)
+
+    def _train_group(
+        self, block: Block, group: list[Assignment], payload: Tree
+    ) -> list[Report] | None:
+        """Train a group together; None if that failed, so that each client is tried alone."""
+        started = time.perf_counter()
+        limit = self.experiment.engine.timeout
+        try:
+            with time_limit(None if limit is None else limit * len(group)):
+                self._restore_module()
+                self.seed_globals(block, group[0].client)
+                tasks = [self._task(block, part, payload) for part in group]
+                results = list(self.client.train_group(tasks))
+        except (Exception, ClientTimeout):
+            return None
+        seconds = (time.perf_counter() - started) / len(group)
+        reports = [
+            self._report(part, state, update)
+            for part, (state, update) in zip(group, results, strict=True)
+        ]
+        for report in reports:
+            report.seconds = seconds
+        return reports
+
+    def _report(self, part: Assignment, state: Any, update: Update) -> Report:
+        if not isinstance(update, Update):
+            raise TypeError(f"train must return (state, Update), got {type(update).__name__}")
+        return Report(
+            part.client,
+            weight=update.weight,
+            metrics=update.metrics,
+            bytes_up=trees.num_bytes(update.tensors),
+            update=update.tensors,
+            state=to_bytes(state, f"state of client {part.client}") if self.client.stateful else None,
+        )
+
+    def _evaluate(self, block: Block, part: Assignment, payload: Tree) -> Report:
+        self._restore_module()
+        task = self._task(block, part, payload)
+        self.seed_globals(block, part.client)
+        metrics = self.client.evaluate(task.payload, task.state, task.data, task.ctx)
+        return Report(part.client, weight=float(len(task.data.test)), metrics=dict(metrics))
+
+    def _guarded(self, block: Block, part: Assignment, work: Callable[[], Report]) -> Report:
+        """Run one client's work; turn whatever goes wrong into a named failure."""
+        started = time.perf_counter()
+        limit = self.experiment.engine.timeout
+        where = f"client {part.client}, round {block.round}"
+        try:
+            with time_limit(limit):
+                report = work()
+        except ClientTimeout:
+            text = f"{where}: took longer than engine.timeout = {limit} s"
+            report = Report(part.client, failure=Failure("timeout", text))
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            gc.collect()
+            text = f"{where}: out of memory: {error}"
+            report = Report(part.client, failure=Failure("out-of-memory", text))
+        except Exception as error:
+            text = f"{where}: {type(error).__name__}: {error}"
+            report = Report(part.client, failure=Failure("raised", text, traceback.format_exc()))
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def _screen(self, report: Report, part: Assignment, payload: Tree) -> None:
+        """Drop or clip an update that would spoil the aggregate (in place)."""
+        if report.failure is not None:
+            return
+        sent = payload if part.own is None else {**payload, **part.own}
+        reason = self._defect(report, sent)
+        if reason is not None:
+            report.failure = Failure("screened", f"client {report.client}: {reason}")
+
+    def _defect(self, report: Report, sent: Tree) -> str | None:
+        update = report.update
+        if not isinstance(update, dict):
+            return f"Update.tensors is a {type(update).__name__}, expected a dict"
+        if missing := sorted(self.client.sends - set(update)):
+            return f"missing keys {missing}"
+        weight = report.weight
+        if not isinstance(weight, int | float) or not (weight > 0 and math.isfinite(weight)):
+            return f"weight must be positive and finite, got {weight!r}"
+        shared = {key: sent[key] for key in update if key in sent}
+        reason = trees.difference({key: update[key] for key in shared}, shared)
+        if reason is not None:
+            return reason
+        size = trees.norm(update)
+        if not math.isfinite(size):
+            return f"not finite: {_first_non_finite(update)}"
+        limit = self.experiment.screening.max_norm
+        # |update - sent| <= |update| + |sent|: most updates pass without the difference.
+        if size + self._norm_of(shared) <= limit:
+            return None
+        distance = trees.norm(trees.subtract({key: update[key] for key in shared}, shared))
+        if distance <= limit:
+            return None
+        text = f"norm {distance:.4g} of the change exceeds screening.max_norm = {limit:g}"
+        if self.experiment.screening.policy != "clip":
+            return text
+        clipped = trees.move_towards(
+            shared, {key: update[key] for key in shared}, limit / distance
+        )
+        report.update = {**update, **clipped}
+        report.note = f"client {report.client}: clipped: {text}"
+        return None
+
+    def _norm_of(self, shared: Tree) -> float:
+        """Norm of the payload, remembered for as long as the same tensors are sent."""
+        key = tuple(id(value) for value in shared.values())
+        if getattr(self, "_norm_key", None) != key:
+            self._norm_key, self._norm_value, self._norm_ref = key, trees.norm(shared), shared
+        return self._norm_value
+
+
+def _first_non_finite(tree: Tree) -> str:
+    from fedsim.engine.records import named_tensors
+
+    for name, tensor in named_tensors(tree).items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            return f"{bad} of {tensor.numel()} elements of {name!r} are NaN or infinite"
+    return "a number is NaN or infinite"
+
+
+def capture_module_state(model: FlatModel) -> Callable[[], None]:
+    """Return a function that undoes what clients do to a resident model besides its values.
+
+    Restored are the training mode, which parameters require a gradient, stored gradients, and
+    parameters that were re-pointed away from the flat vector.
+    """
+    module = model.module
+    flags = [(p, p.requires_grad) for p in model.parameters]
+    views = model.layout.views(model.flat)
+    tensors = [(t, views[n]) for n, t in module.state_dict(keep_vars=True).items() if n in views]
+
+    def restore() -> None:
+        module.train()
+        for parameter, flag in flags:
+            parameter.grad = None
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
+        for tensor, view in tensors:
+            if tensor.data_ptr() != view.data_ptr():
+                tensor.data = view
+
+    return restore

@@ -1,0 +1,1 @@
+"""Algebra shared by strategies, clients and the engine."""

@@ -1,0 +1,242 @@
+"""What options a component takes, and the check of those an experiment gives.
+
+The options are the fields of the component's ``Config`` dataclass, or for a function its
+keyword arguments, or for a Flower strategy the parameters of its constructor.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import inspect
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import SchemaError
+
+from fedsim.config import show
+from fedsim.errors import InputError, nearest
+from fedsim.loading import load_reference
+
+REQUIRED = inspect.Parameter.empty
+"""The default of an option that has none."""
+
+Options = dict[str, tuple[Any, Any]]
+
+
+def options(obj: Any) -> Options:
+    """Return option name -> (annotation, default) of a component, in the order declared.
+
+    The annotation is `Any` where there is none, the default `REQUIRED` where there is none.
+    """
+    config = config_class(obj)
+    if config is not None:
+        hints = _config_hints(config)
+        return {
+            f.name: (hints.get(f.name, Any), _field_default(f))
+            for f in dataclasses.fields(config)
+            if f.init
+        }
+    if not callable(obj) or _is_client_app(obj):
+        return {}
+    every = isinstance(obj, type) and _is_flower_strategy(obj)
+    function = getattr(obj, "__init__", obj) if isinstance(obj, type) else obj
+    namespace = getattr(inspect.unwrap(function), "__globals__", {})
+    found: Options = {}
+    for p in inspect.signature(obj).parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
+            continue
+        if every or p.kind is p.KEYWORD_ONLY or p.default is not p.empty:
+            annotation = Any if p.annotation is p.empty else _evaluate(p.annotation, namespace)
+            found[p.name] = (annotation, p.default)
+    return found
+
+
+def config_class(obj: Any) -> type | None:
+    """Return the component's ``Config`` dataclass, None if it has none."""
+    config = getattr(obj, "Config", None) if isinstance(obj, type) else None
+    return config if isinstance(config, type) and dataclasses.is_dataclass(config) else None
+
+
+def validate(
+    obj: Any,
+    component: str,
+    given: Mapping[str, Any],
+    key: str,
+    platform_keys: tuple[str, ...] = ("name",),
+    build_strategy: Callable[[Mapping[str, Any], str], Any] | None = None,
+    base: Path | None = None,
+) -> dict[str, Any]:
+    """Return the options of `given` converted to the types the component declares.
+
+    `platform_keys` are the keys of the same section that are no options; `build_strategy` makes
+    a strategy of a nested ``{name: ...}`` section.
+
+    Raises:
+        InputError: unknown, missing or ill-typed options, a line each.
+    """
+    known = options(obj)
+    problems = []
+    values = {}
+    for name, value in given.items():
+        if name not in known:
+            allowed = [*platform_keys, *known]
+            problems.append(
+                f"{key}.{name} is not an option of {component!r} (got {show(value)}); allowed "
+                f"are {', '.join(allowed)}.{nearest(name, allowed)}"
+            )
+            continue
+        annotation = known[name][0]
+        try:
+            if build_strategy is not None and _is_flower_strategy(annotation):
+                values[name] = build_strategy(_section(value, f"{key}.{name}"), f"{key}.{name}")
+            elif isinstance(value, str) and _is_callable(annotation):
+                values[name] = load_reference(value, base, f"{key}.{name}")
+            else:
+                values[name] = _convert(value, annotation, f"{key}.{name}")
+        except InputError as error:
+            problems.append(str(error))
+    for name, (annotation, default) in known.items():
+        if default is REQUIRED and name not in given:
+            problems.append(
+                f"{key}.{name} is missing: {component!r} needs it to be {words(annotation)}"
+            )
+    if problems:
+        raise InputError("\n".join(problems))
+    return values
+
+
+def words(annotation: Any) -> str:
+    """Return the words that complete "<key> must be ..." for a type."""
+    simple = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a string",
+        None: "null",
+        type(None): "null",
+        Any: "anything",
+        dict: "a mapping",
+    }
+    if isinstance(annotation, collections.abc.Hashable) and annotation in simple:
+        return simple[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is typing.Annotated:
+        return words(arguments[0])
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(words, arguments))
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)}: {', '.join(map(words, arguments))}"
+    if origin in (list, tuple, set, frozenset, collections.abc.Sequence) and arguments:
+        return f"a list, each {words(arguments[0])}"
+    if origin in (dict, collections.abc.Mapping):
+        return "a mapping"
+    if _is_callable(annotation):
+        return "a function given as 'package.module:name'"
+    if _is_flower_strategy(annotation):
+        return "a mapping with the name and options of a strategy"
+    return f"of type {type_name(annotation)}"
+
+
+def type_name(annotation: Any) -> str:
+    """Return a type as a reader writes it: ``float | None``, ``tuple[int, ...]``."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+
+
+def _section(value: Any, key: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise InputError(
+            f"{key} must be a mapping with the name and options of a strategy, such as "
+            f"{{name: fedavg}}, got {show(value)}"
+        )
+    return value
+
+
+def _convert(value: Any, annotation: Any, key: str) -> Any:
+    """Validate strictly: no string is a number, no boolean an integer; a list makes a tuple."""
+    if annotation is Any:
+        return value
+    settings = ConfigDict(strict=True, arbitrary_types_allowed=True)
+    try:
+        own = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=None if own else settings)
+    except (PydanticUserError, SchemaError):  # a type pydantic knows nothing of
+        return value
+    try:
+        text = json.dumps(value)
+    except TypeError:  # an object given from Python
+        text = None
+    try:
+        if text is None:
+            return adapter.validate_python(value, strict=True)
+        # JSON mode is strict about scalars yet makes a tuple or set of a list.
+        return adapter.validate_json(text, strict=True)
+    except ValidationError as error:
+        constraints = [
+            e["msg"][len("Input should be ") :]
+            for e in error.errors(include_url=False)
+            if e["msg"].startswith("Input should be ") and e.get("ctx")
+        ]
+        allowed = words(annotation)
+        if get_origin(annotation) is typing.Annotated and constraints:
+            allowed = f"{allowed}, {constraints[0]}"
+        raise InputError(f"{key} must be {allowed}, got {show(value)}") from None
+
+
+def _config_hints(config: type) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for owner in reversed(config.__mro__):
+        namespace = vars(sys.modules.get(owner.__module__, types.ModuleType("")))
+        for name, annotation in vars(owner).get("__annotations__", {}).items():
+            hints[name] = _evaluate(annotation, namespace)
+    return hints
+
+
+def _evaluate(annotation: Any, namespace: dict[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, namespace)
+    except Exception:  # a name imported for type checkers only: the option goes unchecked
+        return Any
+
+
+def _field_default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return REQUIRED
+
+
+def _is_callable(annotation: Any) -> bool:
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(map(_is_callable, get_args(annotation)))
+    return collections.abc.Callable in (annotation, get_origin(annotation))
+
+
+def _is_flower_strategy(annotation: Any) -> bool:
+    # Without flwr imported nothing can be a Flower strategy; importing it takes half a second.
+    module = sys.modules.get("flwr.serverapp.strategy")
+    return (
+        module is not None
+        and isinstance(annotation, type)
+        and not get_args(annotation)
+        and issubclass(annotation, module.Strategy)
+    )
+
+
+def _is_client_app(obj: Any) -> bool:
+    module = sys.modules.get("flwr.clientapp")
+    return module is not None and isinstance(obj, module.ClientApp)

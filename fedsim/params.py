@@ -1,0 +1,206 @@
+"""Model parameters as one flat vector with names.
+
+A `Layout` says where each named tensor lies in the vector; `Params` is the vector together
+with its layout and behaves both as a mapping (name -> tensor view) and as an element of a
+vector space (``+ - * /``). Floating-point buffers (BatchNorm statistics) lie in the vector
+behind the parameters; integer buffers (``num_batches_tracked``) travel beside it and are
+never averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor of a model lies in the flat vector.
+
+    A four-dimensional weight is stored channels-last, the order convolution kernels read; its
+    view in `Params` has the usual logical shape ``(out, in, height, width)``.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    num_parameters: int  # the first tensors of `names` that are parameters; the rest are buffers
+    integers: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Length of the flat vector."""
+        return sum(_numel(s) for s in self.shapes)
+
+    @property
+    def parameter_size(self) -> int:
+        """Length of the part of the flat vector that holds trainable parameters."""
+        return sum(_numel(s) for s in self.shapes[: self.num_parameters])
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return name -> view of `flat` (shape ``(size,)``); writing to a view writes to `flat`."""
+        views, offset = {}, 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            n = _numel(shape)
+            piece = flat[offset : offset + n]
+            if len(shape) == 4:
+                o, i, h, w = shape
+                views[name] = piece.view(o, h, w, i).permute(0, 3, 1, 2)
+            else:
+                views[name] = piece.view(shape)
+            offset += n
+        return views
+
+
+def _numel(shape: Iterable[int]) -> int:
+    n = 1
+    for d in shape:
+        n *= d
+    return n
+
+
+@dataclass(eq=False)
+class Params(Mapping[str, Tensor]):
+    """Named tensors over one flat fp32 vector.
+
+    ``params["head.weight"]`` is a view; arithmetic is elementwise over the whole vector and
+    returns new `Params` that keep the integer buffers of the left operand.
+    """
+
+    layout: Layout
+    flat: Tensor
+    integers: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._views: dict[str, Tensor] | None = None
+
+    def _named(self) -> dict[str, Tensor]:
+        if self._views is None:
+            self._views = self.layout.views(self.flat)
+        return self._views
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.integers:
+            return self.integers[name]
+        return self._named()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.layout.names
+        yield from self.layout.integers
+
+    def __len__(self) -> int:
+        return len(self.layout.names) + len(self.layout.integers)
+
+    def _combine(self, other: object, op: Callable[..., Tensor]) -> Params:
+        if isinstance(other, Params):
+            if other.layout != self.layout:
+                raise ValueError("the two Params have different layouts")
+            value = op(self.flat, other.flat)
+        elif isinstance(other, int | float | Tensor):
+            value = op(self.flat, other)
+        else:
+            return NotImplemented
+        return Params(self.layout, value, self.integers)
+
+    def __add__(self, other: Params) -> Params:
+        return self._combine(other, torch.add)
+
+    def __sub__(self, other: Params) -> Params:
+        return self._combine(other, torch.sub)
+
+    def __mul__(self, other: float | Tensor | Params) -> Params:
+        return self._combine(other, torch.mul)
+
+    def __truediv__(self, other: float | Tensor | Params) -> Params:
+        return self._combine(other, torch.div)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Params:
+        return self * -1.0
+
+    def replace(self, flat: Tensor, integers: dict[str, Tensor] | None = None) -> Params:
+        """Return Params of the same layout over another vector."""
+        return Params(self.layout, flat, self.integers if integers is None else integers)
+
+    def clone(self) -> Params:
+        """Return an independent copy."""
+        return Params(
+            self.layout, self.flat.clone(), {k: v.clone() for k, v in self.integers.items()}
+        )
+
+    def select(self, keep: Callable[[str], bool]) -> dict[str, Tensor]:
+        """Return independent copies of the tensors whose name passes `keep`."""
+        return {name: self[name].clone() for name in self if keep(name)}
+
+    def merged(self, tensors: Mapping[str, Tensor]) -> Params:
+        """Return a copy in which the named tensors are replaced.
+
+        Raises:
+            KeyError: a name that the layout does not have.
+        """
+        merged = self.clone()
+        for name, value in tensors.items():
+            merged[name].copy_(value)
+        return merged
+
+    def norm(self) -> float:
+        """Euclidean norm of the flat vector (buffers included), computed in fp64."""
+        return float(torch.linalg.vector_norm(self.flat, dtype=torch.float64))
+
+    def num_bytes(self) -> int:
+        """Bytes the tensors take on the wire."""
+        integers = sum(t.numel() * t.element_size() for t in self.integers.values())
+        return self.flat.numel() * self.flat.element_size() + integers
+
+
+def zeros_like(params: Params) -> Params:
+    """Return Params of zeros with the same layout."""
+    return params.replace(torch.zeros_like(params.flat))
+
+
+class FlatModel:
+    """A module whose parameters and float buffers are views of one resident vector.
+
+    Loading a model is one copy, reading it back is one copy, and a plain SGD step over the
+    whole model can be one vector operation. `module` is the module given, changed in place.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        self.module = module.to(device)
+        parameters = dict(module.named_parameters())
+        buffers = dict(module.named_buffers())
+        floats = {k: b for k, b in buffers.items() if b.is_floating_point()}
+        integers = {k: b for k, b in buffers.items() if not b.is_floating_point()}
+        named = {**parameters, **floats}
+        self.layout = Layout(
+            names=tuple(named),
+            shapes=tuple(tuple(t.shape) for t in named.values()),
+            num_parameters=len(parameters),
+            integers=tuple(integers),
+        )
+        self.flat = torch.empty(self.layout.size, dtype=torch.float32, device=device)
+        self._integers = integers
+        views = self.layout.views(self.flat)
+        with torch.no_grad():
+            for name, tensor in named.items():
+                views[name].copy_(tensor)
+                tensor.data = views[name]
+        self.parameters: list[nn.Parameter] = list(parameters.values())
+        self.parameter_names: list[str] = list(parameters)
+
+    def load(self, params: Params) -> None:
+        """Copy `params` into the resident model."""
+        self.flat.copy_(params.flat)
+        for name, buffer in self._integers.items():
+            buffer.copy_(params.integers[name])
+
+    def params(self) -> Params:
+        """Return a CPU copy of what the model holds now."""
+        return Params(
+            self.layout,
+            self.flat.detach().to("cpu", copy=True),
+            {k: b.detach().to("cpu", copy=True) for k, b in self._integers.items()},
+        )

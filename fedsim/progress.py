@@ -1,0 +1,276 @@
+"""What a run shows while it goes: an observer that the round loop calls and that changes nothing.
+
+start(experiment, folder, first_round)      before the first round of this process
+cohort(round, done, total)                  clients of the round finished so far
+event(round, client, kind, text)            a client failed, an update was screened, ...
+round_end(round, metrics, seconds)          after a round is recorded
+end(folder, table, seconds)                 after the last round
+close()                                     always, however the run ends
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from fedsim.config import Experiment
+
+Table = list[tuple[str, str]]
+
+MAX_EVENTS = 5
+"""Events of one round that are shown; the others are counted."""
+
+
+class Progress:
+    """Shows nothing, and remembers where the run is; the base of the others."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.rounds = 0
+        self._every = 1
+        self._events = 0
+
+    def start(self, experiment: Experiment, folder: Path, first_round: int) -> None:
+        self.folder = Path(folder)
+        self.rounds = experiment.rounds
+        self._every = experiment.evaluation.every
+        self._events = 0
+
+    def cohort(self, round: int, done: int, total: int) -> None:
+        pass
+
+    def round_end(self, round: int, metrics: Mapping[str, float], seconds: float) -> None:
+        pass
+
+    def event(self, round: int, client: int | None, kind: str, text: str) -> None:
+        pass
+
+    def end(self, folder: Path, table: Table, seconds: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _is_evaluated(self, round: int) -> bool:
+        return round % self._every == 0 or round == self.rounds
+
+    def _event_line(self, round: int, client: int | None, kind: str, text: str) -> str | None:
+        """Return the line to show, None once the round has had `MAX_EVENTS`."""
+        self._events += 1
+        if self._events > MAX_EVENTS:
+            return None
+        who = "" if client is None else f" client {client}"
+        return f"round {round}:{who} {kind}: {next(iter(text.splitlines()), '')}"
+
+    def _hidden_events(self, round: int) -> str | None:
+        """Return the line that counts the round's events not shown, and forget them."""
+        hidden, self._events = self._events - MAX_EVENTS, 0
+        return f"round {round}: {hidden} more events, see metrics.db" if hidden > 0 else None
+
+
+class NullProgress(Progress):
+    """Shows nothing."""
+
+
+class PlainProgress(Progress):
+    """Lines of text: the first, the last and every evaluated round, at most two a second."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self._stream = stream
+        self._first = 1
+        self._started = self._printed = -math.inf
+
+    def start(self, experiment: Experiment, folder: Path, first_round: int) -> None:
+        super().start(experiment, folder, first_round)
+        self._first = first_round
+        self._started = time.monotonic()
+        self._printed = -math.inf
+        self._print(_headline(experiment, first_round))
+
+    def round_end(self, round: int, metrics: Mapping[str, float], seconds: float) -> None:
+        hidden = self._hidden_events(round)
+        if hidden:
+            self._print(hidden)
+        now = time.monotonic()
+        since = now - self._printed
+        always = round in (self._first, self.rounds)
+        # A run that is never evaluated still shows that it lives.
+        if always or since >= (0.5 if self._is_evaluated(round) else 10):
+            self._printed = now
+            done = round - self._first + 1
+            left = (now - self._started) / done * (self.rounds - round)
+            eta = f"  ETA {format_seconds(left)}" if round < self.rounds else ""
+            shown = format_metrics(metrics)
+            self._print(
+                f"round {round}/{self.rounds}  {shown}{'  ' if shown else ''}"
+                f"{format_seconds(seconds)}/round{eta}"
+            )
+
+    def event(self, round: int, client: int | None, kind: str, text: str) -> None:
+        line = self._event_line(round, client, kind, text)
+        if line:
+            self._print(line)
+
+    def end(self, folder: Path, table: Table, seconds: float) -> None:
+        self._print(f"\n{format_table(table)}\n\n{folder}")
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream or sys.stdout, flush=True)
+
+
+class TerminalProgress(Progress):
+    """Live bars: rounds, clients of the round, latest metrics and time left."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self._stream = stream
+        self._bars: Any = None
+        self._rounds_bar: Any = None
+        self._clients_bar: Any = None
+        self._metrics: dict[str, float] = {}
+
+    def start(self, experiment: Experiment, folder: Path, first_round: int) -> None:
+        from rich.console import Console
+        from rich import progress as rich
+
+        self.close()
+        super().start(experiment, folder, first_round)
+        self._metrics = {}
+        console = Console(file=self._stream or sys.stdout, highlight=False)
+        console.print(_headline(experiment, first_round), markup=False)
+        self._bars = rich.Progress(
+            rich.TextColumn("{task.description:<7}"),
+            rich.BarColumn(bar_width=24),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn("{task.fields[note]}", markup=False),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("ETA"),
+            rich.TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=4,
+            transient=True,
+        )
+        self._rounds_bar = self._bars.add_task(
+            "rounds", total=self.rounds, completed=first_round - 1, note=""
+        )
+        self._clients_bar = self._bars.add_task(
+            "clients", total=experiment.cohort_size, note=f"of round {first_round}"
+        )
+        self._bars.start()
+
+    def cohort(self, round: int, done: int, total: int) -> None:
+        if self._bars is not None:
+            self._bars.update(
+                self._clients_bar, completed=done, total=total, note=f"of round {round}"
+            )
+
+    def round_end(self, round: int, metrics: Mapping[str, float], seconds: float) -> None:
+        self._metrics |= metrics
+        if self._bars is None:
+            return
+        hidden = self._hidden_events(round)
+        if hidden:
+            self._bars.console.print(hidden, markup=False)
+        self._bars.update(
+            self._rounds_bar, completed=round, note=format_metrics(self._metrics, limit=2)
+        )
+
+    def event(self, round: int, client: int | None, kind: str, text: str) -> None:
+        line = self._event_line(round, client, kind, text)
+        if line and self._bars is not None:
+            self._bars.console.print(line, markup=False)
+
+    def end(self, folder: Path, table: Table, seconds: float) -> None:
+        self.close()
+        print(f"{format_table(table)}\n\n{folder}", file=self._stream or sys.stdout, flush=True)
+
+    def close(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+def make_progress(stream: TextIO | None = None) -> Progress:
+    """Return live bars if `stream` (standard output) is a terminal, else plain lines."""
+    is_terminal = (stream or sys.stdout).isatty()
+    return TerminalProgress(stream) if is_terminal else PlainProgress(stream)
+
+
+def summary_table(
+    accuracy: float | None,
+    client_accuracies: Mapping[str, Sequence[float]],
+    rounds: int,
+    seconds: float,
+) -> Table:
+    """Return the final table.
+
+    `accuracy` is the generic model's on the global test set; `client_accuracies` maps
+    ``generic`` and ``personal`` to one accuracy a client, on its own test data. The spread is
+    the standard deviation over clients; "worst 10 %" is the mean of the lowest tenth of them
+    (rounded up).
+    """
+    table = [("generic accuracy", _percent(accuracy))]
+    for model, values in client_accuracies.items():
+        ordered = sorted(v for v in values if not math.isnan(v))
+        if not ordered:
+            continue
+        mean = math.fsum(ordered) / len(ordered)
+        variance = math.fsum((v - mean) ** 2 for v in ordered) / len(ordered)
+        tenth = ordered[: math.ceil(len(ordered) / 10)]
+        prefix = "" if model == "generic" else f"{model} "
+        table += [
+            (f"{prefix}client mean", _percent(mean)),
+            (f"{prefix}client spread", _percent(math.sqrt(variance))),
+            (f"{prefix}worst client", _percent(ordered[0])),
+            (f"{prefix}worst 10 %", _percent(math.fsum(tenth) / len(tenth))),
+        ]
+    return [*table, ("rounds", str(rounds)), ("time", format_seconds(seconds))]
+
+
+def format_table(table: Table) -> str:
+    """Return the rows as aligned lines: labels to the left, values to the right."""
+    labels = max((len(label) for label, _ in table), default=0)
+    values = max((len(value) for _, value in table), default=0)
+    return "\n".join(f"{label:<{labels}}  {value:>{values}}" for label, value in table)
+
+
+def format_metrics(metrics: Mapping[str, float], limit: int = 4) -> str:
+    """Return the first `limit` metrics as ``name value``, accuracies and losses first."""
+
+    def rank(name: str) -> int:
+        return 0 if name.endswith("accuracy") else 1 if name.endswith("loss") else 2
+
+    names = sorted(metrics, key=rank)[:limit]
+    return "  ".join(f"{name} {metrics[name]:.4g}" for name in names)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration in two figures' worth of units: ``45 ms``, ``1.2 s``, ``3 m 05 s``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} m"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}".replace("%", " %")
+
+
+def _headline(experiment: Experiment, first_round: int) -> str:
+    e = experiment
+    resumed = f", from round {first_round}" if first_round > 1 else ""
+    return (
+        f"{e.name}, seed {e.seed}: {e.strategy.name} on {e.dataset.name}, "
+        f"{e.partition.clients} clients ({e.partition.name}), {e.cohort_size} a round, "
+        f"{e.rounds} rounds{resumed}"
+    )

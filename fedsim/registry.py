@@ -1,0 +1,398 @@
+"""Components by name: built in, from an entry point, ``pkg.mod:Name`` or ``./file.py:Name``.
+
+A built-in component is a module of its kind's package: ``fashion-mnist`` is the function
+``fashion_mnist`` of ``fedsim/data/datasets/fashion_mnist.py``; ``fedavg`` is the one strategy
+class of ``strategies/fedavg.py``. Another distribution adds components by entry points of the
+group ``fedsim.<kind>``. Names are never shadowed: a clash is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from fedsim.config import Experiment, Section, join_problems, load_experiment
+from fedsim.errors import InputError, nearest
+from fedsim.loading import absolute_reference, load_reference, reason
+from fedsim.options import REQUIRED, config_class, options, validate
+
+__all__ = [
+    "KINDS",
+    "REQUIRED",
+    "SECTIONS",
+    "complete",
+    "configure",
+    "default_client",
+    "instantiate",
+    "names",
+    "options",
+    "resolve",
+]
+
+SECTIONS = {
+    "strategies": "strategy",
+    "clients": "client",
+    "datasets": "dataset",
+    "partitions": "partition",
+    "models": "model",
+}
+KINDS = tuple(SECTIONS)
+
+_PACKAGES = {
+    "strategies": "strategies",
+    "clients": "clients",
+    "datasets": "fedsim.data.datasets",
+    "partitions": "fedsim.data.partitions",
+    "models": "fedsim.models",
+}
+# Arguments that the platform passes by position to a component that is a function.
+_ARGUMENTS = {
+    "datasets": (),
+    "partitions": ("labels", "clients", "rng"),
+    "models": ("input_shape", "num_classes"),
+}
+_DEFAULT_CLIENT = "local-sgd"
+
+
+def names(kind: str) -> dict[str, str]:
+    """Return name -> one-line description of every component of a kind, sorted by name.
+
+    Descriptions are read from the source: no component is imported.
+
+    Raises:
+        InputError: unknown kind, or two components of one name.
+    """
+    described = {}
+    for name, source in sorted(_table(kind).items()):
+        if isinstance(source, EntryPoint):
+            owner = source.dist.name if source.dist else "an installed package"
+            described[name] = f"{source.value} (from {owner})"
+        else:
+            described[name] = _describe(kind, source)
+    return described
+
+
+def resolve(kind: str, name: str, base: Path | None = None, key: str | None = None) -> Any:
+    """Return the component: a class (strategies, clients), a function, or a Flower `ClientApp`.
+
+    `base` is the folder that ``./file.py`` is relative to, before the working directory; `key`
+    is what messages call the name, ``strategy.name`` for example.
+
+    Raises:
+        InputError: unknown name, broken module, or an object of another kind.
+    """
+    if kind not in SECTIONS:
+        raise InputError(_unknown_kind(kind))
+    key = key or f"{SECTIONS[kind]}.name"
+    if ":" in name:
+        obj = load_reference(name, base, key)
+    else:
+        table = _table(kind)
+        if name not in table:
+            raise InputError(
+                f"{key} must be one of {', '.join(sorted(table)) or '(none)'}, "
+                f"'package.module:Name' or './file.py:Name', got {name!r}."
+                f"{nearest(name, table)}"
+            )
+        source = table[name]
+        if isinstance(source, EntryPoint):
+            try:
+                obj = source.load()
+            except Exception as error:
+                raise InputError(f"{key} is {name!r} ({source.value}): {reason(error)}") from error
+        else:
+            obj = _load_built_in(kind, source, name, key)
+    _check_kind(kind, name, obj, key)
+    return obj
+
+
+def configure(
+    kind: str,
+    name: str,
+    given: Mapping[str, Any],
+    base: Path | None = None,
+    key: str | None = None,
+) -> Any:
+    """Check the options of a component and return them as it takes them.
+
+    For a class with a ``Config`` that is an instance of it, else the keyword arguments as a
+    dict; for a Flower `ClientApp` the options as given. `key` is the section's name in messages.
+
+    Raises:
+        InputError: a line for each option that is unknown, missing, of a wrong type or range.
+    """
+    key = key or SECTIONS.get(kind, kind)
+    obj = resolve(kind, name, base, f"{key}.name")
+    if not callable(obj) or (kind == "clients" and not isinstance(obj, type)):
+        return dict(given)
+    values = validate(
+        obj,
+        name,
+        given,
+        key,
+        _platform_keys(kind),
+        lambda section, at: _nested_strategy(section, base, at),
+        base,
+    )
+    config = config_class(obj)
+    if config is None:
+        return values
+    try:
+        return config(**values)
+    except InputError as error:
+        raise InputError(_with_key(str(error), key, set(options(obj)))) from None
+
+
+def instantiate(obj: Any, configured: Any, key: str) -> Any:
+    """Return the strategy or client method made of a class and what `configure` returned.
+
+    A Flower `ClientApp` is returned as it is.
+
+    Raises:
+        InputError: a foreign constructor that refuses its arguments.
+    """
+    if not isinstance(obj, type):
+        return obj
+    if config_class(obj) is not None:
+        return obj(configured)
+    try:
+        return obj(**configured)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{key}: {type(error).__name__}: {error}") from error
+
+
+def default_client(strategy: str) -> str:
+    """Return the client method a strategy comes with: the one of its name, else local SGD."""
+    return strategy if strategy in _table("clients") else _DEFAULT_CLIENT
+
+
+def complete(experiment: Experiment, base: Path | None = None, label: str = "") -> Experiment:
+    """Check every component and its options; return the experiment with all defaults written out.
+
+    The client method is named, and ``./file.py`` references become absolute, so that the result
+    means the same wherever it is read from. `label` names the experiment's file in messages.
+
+    Raises:
+        InputError: one message with a line for each problem of any component.
+    """
+    tree = experiment.model_dump()
+    problems: list[str] = []
+    for kind, section in SECTIONS.items():
+        given: Section = getattr(experiment, section)
+        name = given.name or default_client(experiment.strategy.name)
+        try:
+            configured = configure(kind, name, given.options, base, section)
+            filled = _fill(kind, name, given.options, configured, base)
+        except InputError as error:
+            problems += str(error).split("\n")
+            continue
+        platform = {k: tree[section][k] for k in type(given).model_fields}
+        tree[section] = {**platform, **filled}
+    if problems:
+        raise InputError(join_problems(label or experiment.name, problems))
+    return load_experiment(tree)
+
+
+def _fill(
+    kind: str, name: str, given: Mapping[str, Any], configured: Any, base: Path | None
+) -> dict[str, Any]:
+    """Return a section with an absolute name and the value of every option a file can hold."""
+    obj = resolve(kind, name, base)
+    filled: dict[str, Any] = {"name": absolute_reference(name, base), **given}
+    for option, (_, default) in options(obj).items():
+        if isinstance(configured, dict):
+            value = configured.get(option, default)
+        else:
+            value = getattr(configured, option)
+        if option in given and _is_strategy(value):
+            nested = given[option]
+            rest = {k: v for k, v in nested.items() if k != "name"}
+            again = configure("strategies", nested["name"], rest, base)
+            filled[option] = _fill("strategies", nested["name"], rest, again, base)
+        elif option in given and callable(value):
+            filled[option] = absolute_reference(given[option], base)
+        else:
+            # What a file cannot hold stays as given, or is left to its default.
+            with contextlib.suppress(TypeError, ValueError):
+                filled[option] = json.loads(json.dumps(value))
+    return filled
+
+
+def _is_strategy(value: Any) -> bool:
+    from flwr.serverapp.strategy import Strategy
+
+    return isinstance(value, Strategy)
+
+
+def _nested_strategy(section: Mapping[str, Any], base: Path | None, key: str) -> Any:
+    name = section["name"]
+    rest = {k: v for k, v in section.items() if k != "name"}
+    configured = configure("strategies", name, rest, base, key)
+    return instantiate(resolve("strategies", name, base, f"{key}.name"), configured, key)
+
+
+def _with_key(message: str, key: str, known: set[str]) -> str:
+    """Return ``beta must be ...`` (or ``fedavgm.beta ...``) as ``strategy.beta must be ...``."""
+    subject, _, rest = message.partition(" ")
+    option = subject.rpartition(".")[2]
+    return f"{key}.{option} {rest}" if option in known else f"{key}: {message}"
+
+
+def _platform_keys(kind: str) -> tuple[str, ...]:
+    section = Experiment.model_fields[SECTIONS[kind]].annotation
+    return tuple(section.model_fields) if isinstance(section, type) else ()
+
+
+def _table(kind: str) -> dict[str, Path | EntryPoint]:
+    """Return name -> source file (built in) or entry point.
+
+    Raises:
+        InputError: two components of one name.
+    """
+    if kind not in SECTIONS:
+        raise InputError(_unknown_kind(kind))
+    package = Path(__file__).parents[1].joinpath(*_PACKAGES[kind].split("."))
+    table: dict[str, Path | EntryPoint] = {
+        path.stem.replace("_", "-"): path
+        for path in package.glob("*.py")
+        if not path.stem.startswith("_")
+    }
+    if kind == "clients":
+        table[_DEFAULT_CLIENT] = Path(__file__).with_name("local_sgd.py")
+    for point in sorted(entry_points(group=f"fedsim.{kind}"), key=lambda p: (p.name, p.value)):
+        other = table.setdefault(point.name, point)
+        if other is point or (isinstance(other, EntryPoint) and other.value == point.value):
+            continue
+        raise InputError(
+            f"two {kind} are named {point.name!r}: {_origin(kind, other)} and "
+            f"{_origin(kind, point)}; uninstall one or rename its entry point"
+        )
+    return table
+
+
+def _origin(kind: str, source: Path | EntryPoint) -> str:
+    if isinstance(source, Path):
+        return f"the built-in {_module_name(kind, source)}"
+    return f"{source.value} of {source.dist.name if source.dist else 'an installed package'}"
+
+
+def _module_name(kind: str, source: Path) -> str:
+    in_fedsim = source.parent == Path(__file__).parent
+    return f"{'fedsim' if in_fedsim else _PACKAGES[kind]}.{source.stem}"
+
+
+def _load_built_in(kind: str, source: Path, name: str, key: str) -> Any:
+    module_name = _module_name(kind, source)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise InputError(f"{key} is {name!r}: {reason(error)}") from error
+    if kind in _ARGUMENTS:
+        found = [v for k, v in vars(module).items() if k == source.stem]
+        wanted = f"a function {source.stem}"
+    else:
+        parent = _base_class(kind)
+        found = [
+            v
+            for k, v in vars(module).items()
+            if isinstance(v, type)
+            and issubclass(v, parent)
+            and v.__module__ == module_name
+            and not k.startswith("_")
+        ]
+        wanted = f"one subclass of {parent.__name__}"
+    if len(found) != 1:
+        raise InputError(f"{key} is {name!r}, but {source} must define {wanted}")
+    return found[0]
+
+
+def _base_class(kind: str) -> type:
+    if kind == "strategies":
+        from flwr.serverapp.strategy import Strategy
+
+        return Strategy
+    from fedsim.client import Client
+
+    return Client
+
+
+def _check_kind(kind: str, name: str, obj: Any, key: str) -> None:
+    if kind in _ARGUMENTS:
+        if not _takes(obj, len(_ARGUMENTS[kind])):
+            arguments = ", ".join([*_ARGUMENTS[kind], "*, options..."])
+            raise InputError(
+                f"{key} must be a function of ({arguments}), got {name!r}, {_what(obj)}"
+            )
+        return
+    if kind == "clients":
+        from flwr.clientapp import ClientApp
+
+        if isinstance(obj, ClientApp):
+            return
+    parent = _base_class(kind)
+    wanted = {
+        "strategies": "a strategy, a subclass of fedsim.Strategy or of Flower's Strategy",
+        "clients": "a client method, a subclass of fedsim.Client or a Flower ClientApp",
+    }[kind]
+    if not (isinstance(obj, type) and issubclass(obj, parent)):
+        raise InputError(f"{key} must be {wanted}, got {name!r}, {_what(obj)}")
+    if inspect.isabstract(obj):
+        raise InputError(f"{key} must be {wanted} with no abstract method, got {name!r}")
+
+
+def _takes(obj: Any, count: int) -> bool:
+    """Return whether `obj` can be called with exactly `count` positional arguments and options."""
+    from fedsim.client import Client
+
+    if not callable(obj):
+        return False
+    if isinstance(obj, type) and issubclass(obj, (_base_class("strategies"), Client)):
+        return False
+    try:
+        parameters = inspect.signature(obj).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) >= count and all(p.default is not p.empty for p in positional[count:])
+
+
+def _what(obj: Any) -> str:
+    if isinstance(obj, type):
+        for kind in ("strategies", "clients"):
+            if issubclass(obj, _base_class(kind)):
+                return f"a {SECTIONS[kind]}"
+        return "a class"
+    if inspect.isfunction(obj):
+        return f"a function of {inspect.signature(obj)}"
+    return f"an object of type {type(obj).__name__}"
+
+
+def _unknown_kind(kind: str) -> str:
+    return f"a kind must be one of {', '.join(KINDS)}, got {kind!r}.{nearest(kind, KINDS)}"
+
+
+def _describe(kind: str, source: Path) -> str:
+    """Return the first docstring line of the component in a source file, or of the module."""
+    try:
+        tree = ast.parse(source.read_bytes(), str(source))
+    except (OSError, SyntaxError) as error:
+        return f"cannot be read: {reason(error)}"
+    components: list[ast.FunctionDef | ast.ClassDef | ast.Module] = [tree]
+    for node in reversed(tree.body):
+        if kind in _ARGUMENTS:
+            if isinstance(node, ast.FunctionDef) and node.name == source.stem:
+                components.insert(0, node)
+        # Config and State are dataclasses; the component is a plain class with a parent.
+        elif isinstance(node, ast.ClassDef) and node.bases and not node.decorator_list:
+            components.insert(0, node)
+    docstrings = filter(None, map(ast.get_docstring, components))
+    return next(docstrings, "").partition("\n")[0]

@@ -1,0 +1,359 @@
+"""The round loop: the only place that orders sampling, engine, aggregation, evaluation,
+recording and checkpoints.
+
+A round: configure -> clients train -> screen -> aggregate -> evaluate -> record -> checkpoint.
+Any Flower strategy is driven through Flower's own abstract methods; ours are no exception.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+
+from fedsim import rng
+from fedsim.components import check_fit, is_client_app
+from fedsim.config import Experiment, digest
+from fedsim.data.dataset import Dataset
+from fedsim.data.partition import Manifest
+from fedsim.engine.flower_compat import seeded_globals
+from fedsim.engine.foreign import capture, own_strategies, restore
+from fedsim.engine.grid import RoundLog, SimulationGrid
+from fedsim.engine.jobs import Executor
+from fedsim.engine.records import TreeRecord, tree_of
+from fedsim.errors import InputError, RunFailed
+from fedsim.params import FlatModel, Params
+from fedsim.progress import Progress
+from fedsim.run import checkpoint
+from fedsim.run.folder import RunFolder
+from fedsim.run.record import Recorder
+from fedsim.run.states import StateStore
+from fedsim.strategy import ServerContext, Strategy, sample_cohort
+
+Event = tuple[int | None, str, str]
+
+
+@dataclass
+class Parts:
+    """What an experiment is made of, built and checked before anything is written."""
+
+    experiment: Experiment
+    dataset: Dataset
+    manifest: Manifest
+    strategy: Any
+    client: Any
+    model: FlatModel
+
+
+class RoundLoop:
+    """Runs the rounds of one experiment in one run folder."""
+
+    def __init__(
+        self, parts: Parts, executor: Executor, folder: RunFolder, progress: Progress
+    ) -> None:
+        self.parts = parts
+        self.experiment = parts.experiment
+        self.folder = folder
+        self.progress = progress
+        self._executor = executor
+        self._initial = parts.model.params()
+        self._arrays: ArrayRecord = TreeRecord({"model": self._initial})
+        self._params: Params | None = self._initial
+        self._states = StateStore(folder.path)
+        self._recorder = Recorder(folder.path / "metrics.db")
+        self._round = 0
+        self._saved_at = 0.0
+        self._events: list[Event] = []
+        self._grid = self._make_grid()
+        self._bind()
+
+    def _make_grid(self) -> SimulationGrid:
+        parts, experiment = self.parts, self.experiment
+        foreign = is_client_app(parts.client)
+        group_size = 1
+        if not foreign:
+            group_size = parts.client.group_size(parts.model.module)
+        return SimulationGrid(
+            self._executor,
+            parts.manifest,
+            self._states,
+            self._initial,
+            foreign_client=foreign,
+            client_sends=frozenset() if foreign else parts.client.sends,
+            block_means=isinstance(parts.strategy, Strategy),
+            group_size=group_size,
+            min_survivors=experiment.screening.min_survivors,
+            abort_on_defect=experiment.screening.policy == "abort",
+            evaluation_clients=evaluation_clients(experiment),
+        )
+
+    def _bind(self) -> None:
+        experiment = self.experiment
+        context = ServerContext(
+            seed=experiment.seed,
+            rounds=experiment.rounds,
+            num_clients=experiment.partition.clients,
+            cohort_size=experiment.cohort_size,
+            num_classes=self.parts.dataset.num_classes,
+            model=self.parts.model,
+            dataset=self.parts.dataset,
+        )
+        for strategy in own_strategies(self.parts.strategy):
+            strategy.bind(self._initial.clone(), context)
+
+    def resume(self) -> int:
+        """Continue from the newest intact checkpoint; return its round, 0 if there is none."""
+
+        def usable(value: Any) -> None:
+            if value["experiment"] != digest(self.experiment):
+                raise RunFailed("it belongs to another experiment than config.yaml describes")
+            self._states.restore(value["states"])
+
+        found = checkpoint.load_latest(self.folder.path, usable)
+        if found is None:
+            self._recorder.truncate_after(0)
+            return 0
+        self._round, value, warnings = found
+        for text in warnings:
+            self._event(None, "checkpoint-damaged", text)
+        restore(self.parts.strategy, value["strategy"])
+        self._params = value["params"]
+        self._arrays = TreeRecord({} if self._params is None else {"model": self._params})
+        self._recorder.truncate_after(self._round)
+        self._event(None, "resumed", f"resumed after round {self._round}")
+        return self._round
+
+    def run(self) -> None:
+        """Run the remaining rounds; leave the final model in the run folder.
+
+        Raises:
+            RunFailed: too few survivors, workers that keep dying, a disk that is full.
+        """
+        self._saved_at = time.monotonic()
+        for round in range(self._round + 1, self.experiment.rounds + 1):
+            started = time.perf_counter()
+            metrics, log = self._train(round)
+            rows: dict[tuple[str, str], float] = {
+                ("train", name): value for name, value in metrics.items()
+            }
+            client_rows = _train_rows(log)
+            shown = dict(metrics)
+            if self._due(round):
+                scores, evaluated = self._evaluate(round)
+                rows |= {("test", name): value for name, value in scores.items()}
+                client_rows += evaluated
+                shown |= scores
+            seconds = time.perf_counter() - started
+            rows |= {
+                ("train", "clients"): float(len(log.reports) - len(log.failures)),
+                ("train", "bytes_down"): float(sum(log.bytes_down.values())),
+                ("train", "bytes_up"): float(sum(r.bytes_up for r in log.reports)),
+                ("train", "train_seconds"): log.seconds,
+                ("train", "seconds"): seconds,
+            }
+            self._drain_engine_events()
+            events, self._events = self._events, []
+            self._recorder.write_round(round, rows, client_rows, events)
+            self._round = round
+            self._checkpoint(round)
+            self.progress.round_end(round, shown, seconds)
+        self._finish()
+
+    def _train(self, round: int) -> tuple[dict[str, float], RoundLog]:
+        experiment, strategy, grid = self.experiment, self.parts.strategy, self._grid
+        grid.on_progress = lambda done, total: self.progress.cohort(round, done, total)
+        with seeded_globals(experiment.seed, "strategy/configure", round):
+            messages = list(
+                strategy.configure_train(round, self._arrays, ConfigRecord(), grid)
+            )
+        if not messages:
+            raise RunFailed(f"round {round}: the strategy addressed no client")
+        try:
+            replies = grid.send_and_receive(messages)
+        except RunFailed as error:
+            self._note(grid.log)
+            self._drain_engine_events()
+            self._recorder.write_events(round, self._events)
+            raise RunFailed(f"round {round}: {error}") from None
+        log = grid.log
+        self._note(log)
+        with seeded_globals(experiment.seed, "strategy/aggregate", round):
+            arrays, metrics = strategy.aggregate_train(round, replies)
+        if arrays is None:
+            raise RunFailed(
+                f"round {round}: strategy {experiment.strategy.name!r} made no model of the "
+                f"{len(log.reports) - len(log.failures)} updates it was given"
+            )
+        self._take(arrays, log)
+        return _numbers(metrics) | _client_means(log), log
+
+    def _take(self, arrays: ArrayRecord, log: RoundLog) -> None:
+        """Make `arrays` the global model; integer buffers are never averages."""
+        if isinstance(self.parts.strategy, Strategy):
+            self._params = tree_of(arrays).get("model")
+            self._arrays = arrays
+            return
+        tree = tree_of(arrays, self._initial)
+        params: Params | None = tree.get("model")
+        if params is not None and params.integers:
+            kept = {n: log.integers.get(n, v) for n, v in params.integers.items()}
+            params = params.replace(params.flat, kept)
+        self._params = params
+        self._arrays = TreeRecord({**tree, "model": params}) if params is not None else arrays
+
+    def _due(self, round: int) -> bool:
+        return round % self.experiment.evaluation.every == 0 or round == self.experiment.rounds
+
+    def _evaluate(self, round: int) -> tuple[dict[str, float], list[Any]]:
+        """Return global scores, and rows of every client that was evaluated on its own data."""
+        scores = {}
+        if self._params is not None:
+            rows = len(self.parts.dataset.test)
+            scored = self._grid.score(self._params, rows, round)
+            scores = {f"generic/{name}": value for name, value in scored.items()}
+        if not self.experiment.evaluation.personal or not self._grid.evaluation_clients:
+            return scores, []
+        strategy, grid = self.parts.strategy, self._grid
+        grid.on_progress = lambda done, total: None
+        with seeded_globals(self.experiment.seed, "strategy/configure-evaluate", round):
+            messages = list(
+                strategy.configure_evaluate(round, self._arrays, ConfigRecord(), grid)
+            )
+        replies = grid.send_and_receive(messages)
+        log = grid.log
+        self._note(log)
+        with seeded_globals(self.experiment.seed, "strategy/aggregate-evaluate", round):
+            metrics = strategy.aggregate_evaluate(
+                round, [r for r in replies if not r.has_error()]
+            )
+        scores |= {f"clients/{name}": value for name, value in _numbers(metrics).items()}
+        return scores, _columns("test", [(r.client, r.metrics) for r in log.reports])
+
+    def _checkpoint(self, round: int) -> None:
+        settings, last = self.experiment.checkpoint, round == self.experiment.rounds
+        late = time.monotonic() - self._saved_at >= settings.min_seconds
+        if not last and (round % settings.every or not late):
+            return
+        self._states.commit(round)
+        value = {
+            "experiment": digest(self.experiment),
+            "strategy": capture(self.parts.strategy),
+            "params": self._params,
+            "states": self._states.index(),
+        }
+        self._recorder.sync()
+        checkpoint.save(self.folder.path, round, value)
+        self._saved_at = time.monotonic()
+
+    def _finish(self) -> None:
+        if self._params is not None:
+            self.folder.save_model({name: self._params[name] for name in self._params})
+
+    def _note(self, log: RoundLog) -> None:
+        for report in log.failures:
+            if report.failure is not None:
+                text = f"{report.failure.text}\n{report.failure.traceback}".strip()
+                self._event(report.client, report.failure.kind, text)
+        for report in log.reports:
+            if report.note is not None:
+                self._event(report.client, "clipped", report.note)
+
+    def _drain_engine_events(self) -> None:
+        while self._executor.events:
+            event = self._executor.events.pop(0)
+            self._event(None, event.kind, event.text)
+
+    def _event(self, client: int | None, kind: str, text: str) -> None:
+        self._events.append((client, kind, text))
+        self.progress.event(self._round + 1, client, kind, text.split("\n")[0])
+
+    def close(self) -> None:
+        """Close the files; the folder is readable and resumable at any time."""
+        self._states.close()
+        self._recorder.close()
+
+
+def evaluation_clients(experiment: Experiment) -> list[int]:
+    """Return the clients evaluated on their own data: the same ones in every evaluation."""
+    population, wanted = experiment.partition.clients, experiment.evaluation.clients
+    if wanted == "all":
+        return list(range(population))
+    return sample_cohort(rng.derive(experiment.seed, "evaluation"), 0, population, wanted)
+
+
+def build_parts(
+    experiment: Experiment, build: Callable[[Experiment], tuple[Dataset, Manifest]]
+) -> Parts:
+    """Build everything in the driver once, so that what can not work fails before any work.
+
+    Raises:
+        InputError: components that do not fit each other.
+    """
+    from fedsim.components import build_client, build_model, build_strategy
+
+    dataset, manifest = build(experiment)
+    strategy, client = build_strategy(experiment), build_client(experiment)
+    check_fit(strategy, client, experiment)
+    try:
+        model = FlatModel(build_model(experiment, dataset.card))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"model {experiment.model.name!r} can not be built for inputs of shape "
+            f"{dataset.card.input_shape}: {type(error).__name__}: {error}"
+        ) from error
+    return Parts(experiment, dataset, manifest, strategy, client, model)
+
+
+def _numbers(record: MetricRecord | None) -> dict[str, float]:
+    if record is None:
+        return {}
+    return {k: float(v) for k, v in record.items() if not isinstance(v, list)}
+
+
+def _client_means(log: RoundLog) -> dict[str, float]:
+    """Return the weighted mean over the round's clients of each metric that all of them report."""
+    good = [r for r in log.reports if r.failure is None]
+    total = sum(r.weight for r in good)
+    if not good or total <= 0:
+        return {}
+    names = set.intersection(*(set(r.metrics) for r in good))
+    return {
+        name: sum(r.weight * r.metrics[name] for r in good) / total
+        for name in sorted(names - {"num-examples"})
+    }
+
+
+def _train_rows(log: RoundLog) -> list[Any]:
+    return _columns(
+        "train",
+        [
+            (
+                r.client,
+                {
+                    **r.metrics,
+                    "weight": r.weight,
+                    "seconds": r.seconds,
+                    "bytes_down": float(log.bytes_down.get(r.client, 0)),
+                    "bytes_up": float(r.bytes_up),
+                },
+            )
+            for r in log.reports
+            if r.failure is None
+        ],
+    )
+
+
+def _columns(split: str, rows: list[tuple[int, dict[str, float]]]) -> list[Any]:
+    """Turn per-client dicts into ``(split, name, clients, values)``."""
+    columns: dict[str, tuple[list[int], list[float]]] = {}
+    for client, metrics in rows:
+        for name, value in metrics.items():
+            clients, values = columns.setdefault(name, ([], []))
+            clients.append(client)
+            values.append(float(value))
+    return [(split, name, *columns[name]) for name in columns]

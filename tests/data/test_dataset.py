@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from fedsim.data.dataset import Card, Dataset, Split
+from fedsim.errors import InputError
+
+
+def card(**changes: object) -> Card:
+    fields: dict[str, object] = {
+        "title": "t",
+        "source": "s",
+        "licence": "l",
+        "classes": ("a", "b"),
+        "input_shape": (1, 2, 3),
+        "mean": (0.5,),
+        "std": (0.25,),
+        "description": "d",
+    }
+    return Card(**(fields | changes))  # type: ignore[arg-type]
+
+
+def split(labels: list[int], shape: tuple[int, int, int] = (2, 3, 1)) -> Split:
+    return Split(np.zeros((len(labels), *shape), np.uint8), np.array(labels, np.int64))
+
+
+def test_dataset_counts_classes_and_samples() -> None:
+    dataset = Dataset("toy", split([0, 1, 1]), split([0]), card())
+    assert dataset.num_classes == 2
+    assert (len(dataset.train), len(dataset.test), dataset.validation) == (3, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.zeros((2, 1, 1, 1), np.float32), np.zeros(2, np.int64), "uint8, got 'float32'"),
+        (np.zeros((2, 1, 1), np.uint8), np.zeros(2, np.int64), r"\(n, H, W, C\)"),
+        (np.zeros((2, 1, 1, 1), np.uint8), np.zeros(2, np.int32), "int64, got 'int32'"),
+        (np.zeros((2, 1, 1, 1), np.uint8), np.zeros(3, np.int64), r"one row an image \(2\)"),
+        (np.zeros((2, 1, 1, 1), np.uint8), np.zeros((2, 1), np.int64), r"the shape \(n,\)"),
+    ],
+)
+def test_split_refuses_wrong_arrays(x: np.ndarray, y: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Split(x, y)
+
+
+def test_split_refuses_extra_of_another_length() -> None:
+    with pytest.raises(InputError, match="writer must have one row an image"):
+        Split(np.zeros((2, 1, 1, 1), np.uint8), np.zeros(2, np.int64), {"writer": np.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": (0.1, 0.2)}, "mean must have 1 values"),
+        ({"std": ()}, "std must have 1 values"),
+        ({"std": (0.0,)}, "std must be > 0"),
+    ],
+)
+def test_card_refuses_wrong_statistics(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        card(**changes)
+
+
+def test_dataset_refuses_splits_unlike_its_card() -> None:
+    with pytest.raises(InputError, match=r"test images of toy must have the shape \(2, 3, 1\)"):
+        Dataset("toy", split([0]), split([0], (3, 2, 1)), card())
+    with pytest.raises(InputError, match=r"train labels of toy must be in 0\.\.1, got '0\.\.2'"):
+        Dataset("toy", split([0, 2]), split([0]), card())
+    with pytest.raises(InputError, match="validation split of toy must have images"):
+        Dataset("toy", split([0]), split([0]), card(), validation=split([]))

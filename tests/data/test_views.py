@@ -1,0 +1,207 @@
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.data.dataset import Card, Split
+from fedsim.data.partition import Manifest
+from fedsim.data.views import View, client_data
+from fedsim.errors import InputError
+
+
+def card(channels: int = 1, height: int = 2, width: int = 3, **changes: object) -> Card:
+    fields: dict[str, object] = {
+        "mean": (0.2,) * channels,
+        "std": (0.5,) * channels,
+        "input_shape": (channels, height, width),
+    }
+    return Card("t", "s", "l", ("a", "b"), description="d", **(fields | changes))  # type: ignore[arg-type]
+
+
+def numbered(n: int) -> Split:
+    """Sample i is a 2x3 image of the value i, with label 10 i."""
+    x = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 2, 3, 1)).copy()
+    return Split(x, np.arange(n, dtype=np.int64) * 10)
+
+
+def value(x: torch.Tensor) -> list[int]:
+    """Undo the normalisation of `card`: the sample's number."""
+    return [round(v) for v in ((x[:, 0, 0, 0] * 0.5 + 0.2) * 255).tolist()]
+
+
+def generator(seed: int = 7) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_inputs_are_normalised_by_hand() -> None:
+    split = Split(np.array([0, 51, 102, 255], np.uint8).reshape(2, 1, 2, 1), np.zeros(2, np.int64))
+    x = View(split, np.array([1, 0]), card(1, 1, 2)).inputs()
+    # (102/255 - 0.2) / 0.5 = 0.4, (255/255 - 0.2) / 0.5 = 1.6, (0 - 0.2) / 0.5 = -0.4
+    expected = torch.tensor([0.4, 1.6, -0.4, 0.0]).reshape(2, 1, 1, 2)
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-6)
+    assert x.dtype == torch.float32
+
+
+def test_each_channel_has_its_own_mean_and_std() -> None:
+    pixels = np.array([[0, 51, 255], [255, 102, 0]], np.uint8).reshape(1, 1, 2, 3)
+    own = card(3, 1, 2, mean=(0.0, 0.2, 0.5), std=(1.0, 0.5, 0.25))
+    x = View(Split(pixels, np.zeros(1, np.int64)), np.array([0]), own).inputs()
+    expected = torch.tensor([[[[0.0, 1.0]], [[0.0, 0.4]], [[2.0, -2.0]]]])
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_inputs_have_the_right_pixels_in_channels_last_memory(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6, channels), dtype=np.uint8)
+    split = Split(pixels, np.arange(5))
+    x = View(split, np.arange(5), card(channels, 4, 6)).inputs()
+    assert x.shape == (5, channels, 4, 6)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert x.stride() == (24 * channels, 1, 6 * channels, channels)
+    expected = (pixels.transpose(0, 3, 1, 2) / 255 - 0.2) / 0.5
+    np.testing.assert_allclose(x.numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_order_selects_positions_of_the_view() -> None:
+    view = View(numbered(10), np.array([9, 4, 7], np.int32), card())
+    assert len(view) == 3
+    assert view.indices.tolist() == [9, 4, 7]
+    assert value(view.inputs()) == [9, 4, 7]
+    assert value(view.inputs(torch.tensor([2, 0, 0]))) == [7, 9, 9]
+    assert view.labels().tolist() == [90, 40, 70]
+    assert view.labels(np.array([1])).tolist() == [40]
+    assert view.labels().dtype == torch.int64
+
+
+def test_what_is_returned_may_be_changed() -> None:
+    split = numbered(3)
+    view = View(split, np.arange(3), card())
+    view.inputs().zero_()
+    view.labels().zero_()
+    assert value(view.inputs()) == [0, 1, 2]
+    assert split.y.tolist() == [0, 10, 20]
+
+
+def test_batches_without_generator_keep_the_order() -> None:
+    view = View(numbered(10), np.array([5, 3, 8, 1, 0]), card())
+    batches = [(value(x), y.tolist()) for x, y in view.batches(2, epochs=2)]
+    epoch = [([5, 3], [50, 30]), ([8, 1], [80, 10]), ([0], [0])]
+    assert batches == epoch + epoch
+
+
+def test_batch_order_is_that_of_randperm() -> None:
+    view = View(numbered(10), np.arange(10), card())
+    drawn = [b for x, _ in view.batches(4, generator(), epochs=3) for b in value(x)]
+    same = generator()
+    expected = [i for _ in range(3) for i in torch.randperm(10, generator=same).tolist()]
+    assert drawn == expected
+
+
+def test_batches_repeat_for_the_same_generator() -> None:
+    view = View(numbered(50), np.arange(50), card())
+    first = [x for x, _ in view.batches(8, generator(), epochs=2)]
+    second = [x for x, _ in view.batches(8, generator(), epochs=2)]
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("steps", range(9))
+def test_steps_cycle_through_epochs(steps: int) -> None:
+    # 5 samples in batches of 2: sizes 2, 2, 1, then the next epoch.
+    view = View(numbered(5), np.arange(5), card())
+    batches = list(view.batches(2, generator(), epochs=1, steps=steps))
+    assert [len(y) for _, y in batches] == [2, 2, 1, 2, 2, 1, 2, 2, 1][:steps]
+    same = generator()
+    orders = [i for _ in range(3) for i in torch.randperm(5, generator=same).tolist()]
+    assert [v for x, _ in batches for v in value(x)] == orders[: sum(len(y) for _, y in batches)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 30, 60, 700, 5000])
+def test_batches_are_slices_of_all_inputs(batch_size: int) -> None:
+    # 1,000 images of 784 values are gathered in several pieces; batches must not show where.
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 28, 28, 1), dtype=np.uint8)
+    view = View(Split(pixels, np.arange(1000)), np.arange(1000), card(1, 28, 28))
+    order = torch.randperm(1000, generator=generator())
+    batches = list(view.batches(batch_size, generator()))
+    assert len(batches) == -(-1000 // batch_size)
+    assert torch.equal(torch.cat([x for x, _ in batches]), view.inputs(order))
+    assert torch.equal(torch.cat([y for _, y in batches]), order)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x, _ in batches)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_batches_on_a_gpu_are_those_of_the_cpu(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 8, 8, channels), dtype=np.uint8)
+    split = Split(pixels, np.arange(100))
+    own = card(channels, 8, 8, mean=(0.2, 0.3, 0.4)[:channels])
+    host, device = (View(split, np.arange(100), own, d) for d in ("cpu", "cuda"))
+    pairs = list(zip(host.batches(32, generator()), device.batches(32, generator()), strict=True))
+    assert len(pairs) == 4
+    for (x, y), (gpu_x, gpu_y) in pairs:
+        assert gpu_x.device.type == gpu_y.device.type == "cuda"
+        assert gpu_x.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(gpu_x.cpu(), x, rtol=0, atol=1e-6)
+        assert torch.equal(gpu_y.cpu(), y)
+
+
+def test_empty_view() -> None:
+    view = View(numbered(3), np.array([], np.int32), card())
+    assert len(view) == 0
+    assert view.inputs().shape == (0, 1, 2, 3)
+    assert view.labels().shape == (0,)
+    assert list(view.batches(2, generator(), steps=4)) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"batch_size": 1, "epochs": -1}, "epochs must be >= 0, got -1"),
+        ({"batch_size": 1, "steps": -1}, "steps must be >= 0, got -1"),
+    ],
+)
+def test_bad_batches_fail_when_asked_for(options: dict[str, int], message: str) -> None:
+    view = View(numbered(3), np.arange(3), card())
+    with pytest.raises(InputError, match=message):
+        view.batches(**options)  # type: ignore[arg-type]
+
+
+def test_rows_outside_the_split_fail() -> None:
+    with pytest.raises(IndexError):
+        View(numbered(3), np.array([3]), card()).inputs()
+
+
+def test_read_only_memory_map_needs_no_warning_and_no_copy(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", numbered(6).x)
+    split = Split(np.load(tmp_path / "x.npy", mmap_mode="r"), np.arange(6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        view = View(split, np.array([5, 2]), card())
+        other = View(split, np.array([1]), card())
+    assert value(view.inputs()) == [5, 2]
+    assert view._x.data_ptr() == other._x.data_ptr() == split.x.ctypes.data
+
+
+def test_split_stays_picklable_after_it_was_viewed() -> None:
+    split = numbered(4)
+    View(split, np.arange(4), card()).inputs()
+    assert pickle.loads(pickle.dumps(split)).y.tolist() == [0, 10, 20, 30]
+
+
+def test_client_data_follows_the_manifest() -> None:
+    manifest = Manifest(
+        np.array([9, 8, 7, 6, 5, 0]), np.array([0, 5, 6]), np.array([2, 0]), np.array([1, 0])
+    )
+    first = client_data(numbered(10), card(), manifest, 0)
+    assert [v.indices.tolist() for v in (first.train, first.validation, first.test)] == [
+        [9, 8],
+        [7, 6],
+        [5],
+    ]
+    second = client_data(numbered(10), card(), manifest, 1)
+    assert (len(second.train), len(second.validation), len(second.test)) == (1, 0, 0)
+    assert value(second.train.inputs()) == [0]
