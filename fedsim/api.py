@@ -14,7 +14,7 @@ from fedsim.config import Experiment, base_folder, load_experiment, to_yaml
 from fedsim.data.partition import Manifest
 from fedsim.engine.jobs import Executor, WorkerSpec
 from fedsim.errors import InputError
-from fedsim.progress import NullProgress
+from fedsim.progress import Progress
 from fedsim.rounds import Parts, RoundLoop, build_parts
 from fedsim.run.environment import describe
 from fedsim.run.folder import RunFolder
@@ -34,7 +34,7 @@ def run(
     seed: int | None = None,
     out: str | Path = "runs",
     force: bool = False,
-    progress: NullProgress | None = None,
+    progress: Progress | None = None,
 ) -> Run:
     """Run an experiment to its end and return the run.
 
@@ -52,11 +52,11 @@ def run(
         parts = build_parts(experiment, _fresh_data)
         with open_executor(parts) as executor:
             folder.begin(to_yaml(experiment), describe(), parts.manifest)
-            _execute(parts, executor, folder, progress or NullProgress(), resumed=False)
+            _execute(parts, executor, folder, progress or Progress(), resumed=False)
     return Run(folder.path)
 
 
-def resume(folder: str | Path, *, progress: NullProgress | None = None) -> Run:
+def resume(folder: str | Path, *, progress: Progress | None = None) -> Run:
     """Continue an interrupted or failed run from its last checkpoint and return the run.
 
     The result is bit for bit that of a run that was never interrupted. A finished run is returned
@@ -78,7 +78,7 @@ def resume(folder: str | Path, *, progress: NullProgress | None = None) -> Run:
 
         parts = build_parts(experiment, stored)
         with open_executor(parts) as executor:
-            _execute(parts, executor, opened, progress or NullProgress(), resumed=True)
+            _execute(parts, executor, opened, progress or Progress(), resumed=True)
     return Run(opened.path)
 
 
@@ -133,7 +133,7 @@ def _fresh_data(experiment: Experiment) -> tuple[Any, Manifest]:
 
 
 def _execute(
-    parts: Parts, executor: Executor, folder: RunFolder, progress: NullProgress, resumed: bool
+    parts: Parts, executor: Executor, folder: RunFolder, progress: Progress, resumed: bool
 ) -> None:
     started = time.perf_counter()
     with _flower_log_to(folder.logger()):

@@ -100,6 +100,8 @@ def run(
     """Run an experiment."""
     chosen: list[int | None] = [None] if seeds is None else [*_parse_seeds(seeds)]
     overrides = list(set_ or ())
+    if seeds is not None and any(o.partition("=")[0].strip() == "seed" for o in overrides):
+        raise InputError(f"the seed is given twice: --set seed=... and --seeds {seeds}")
     if seeds is not None and not force:
         _refuse_existing(file, overrides, out, _parse_seeds(seeds))
     for seed in chosen:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import nn
 
 from fedsim.params import FlatModel, Params
 
@@ -106,7 +107,7 @@ class Client:
         """
         raise NotImplementedError(f"{type(self).__name__} does not define train")
 
-    def group_size(self, ctx: ClientContext) -> int:
+    def group_size(self, module: nn.Module) -> int:
         """Return how many clients `train_group` handles at once; 1 means one after another."""
         return 1
 

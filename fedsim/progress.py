@@ -34,12 +34,16 @@ class Progress:
         self.rounds = 0
         self._every = 1
         self._events = 0
+        self._first = 1
+        self._started = 0.0
 
     def start(self, experiment: Experiment, folder: Path, first_round: int) -> None:
         self.folder = Path(folder)
         self.rounds = experiment.rounds
         self._every = experiment.evaluation.every
         self._events = 0
+        self._first = first_round
+        self._started = time.monotonic()
 
     def cohort(self, round: int, done: int, total: int) -> None:
         pass
@@ -55,6 +59,14 @@ class Progress:
 
     def close(self) -> None:
         pass
+
+    def _time_left(self, round: int) -> str:
+        """Return ``ETA 3.0 s`` from the mean of this process's rounds, empty after the last."""
+        if round >= self.rounds:
+            return ""
+        elapsed = time.monotonic() - self._started
+        left = elapsed / (round - self._first + 1) * (self.rounds - round)
+        return f"  ETA {format_seconds(left)}"
 
     def _is_evaluated(self, round: int) -> bool:
         return round % self._every == 0 or round == self.rounds
@@ -83,13 +95,10 @@ class PlainProgress(Progress):
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__()
         self._stream = stream
-        self._first = 1
-        self._started = self._printed = -math.inf
+        self._printed = -math.inf
 
     def start(self, experiment: Experiment, folder: Path, first_round: int) -> None:
         super().start(experiment, folder, first_round)
-        self._first = first_round
-        self._started = time.monotonic()
         self._printed = -math.inf
         self._print(_headline(experiment, first_round))
 
@@ -103,13 +112,10 @@ class PlainProgress(Progress):
         # A run that is never evaluated still shows that it lives.
         if always or since >= (0.5 if self._is_evaluated(round) else 10):
             self._printed = now
-            done = round - self._first + 1
-            left = (now - self._started) / done * (self.rounds - round)
-            eta = f"  ETA {format_seconds(left)}" if round < self.rounds else ""
             shown = format_metrics(metrics)
             self._print(
                 f"round {round}/{self.rounds}  {shown}{'  ' if shown else ''}"
-                f"{format_seconds(seconds)}/round{eta}"
+                f"{format_seconds(seconds)}/round{self._time_left(round)}"
             )
 
     def event(self, round: int, client: int | None, kind: str, text: str) -> None:
@@ -136,8 +142,8 @@ class TerminalProgress(Progress):
         self._metrics: dict[str, float] = {}
 
     def start(self, experiment: Experiment, folder: Path, first_round: int) -> None:
-        from rich.console import Console
         from rich import progress as rich
+        from rich.console import Console
 
         self.close()
         super().start(experiment, folder, first_round)
@@ -149,9 +155,6 @@ class TerminalProgress(Progress):
             rich.BarColumn(bar_width=24),
             rich.MofNCompleteColumn(),
             rich.TextColumn("{task.fields[note]}", markup=False),
-            rich.TimeElapsedColumn(),
-            rich.TextColumn("ETA"),
-            rich.TimeRemainingColumn(),
             console=console,
             refresh_per_second=4,
             transient=True,
@@ -178,13 +181,17 @@ class TerminalProgress(Progress):
         if hidden:
             self._bars.console.print(hidden, markup=False)
         self._bars.update(
-            self._rounds_bar, completed=round, note=format_metrics(self._metrics, limit=2)
+            self._rounds_bar,
+            completed=round,
+            note=format_metrics(self._metrics, limit=2) + self._time_left(round),
         )
 
     def event(self, round: int, client: int | None, kind: str, text: str) -> None:
         line = self._event_line(round, client, kind, text)
         if line and self._bars is not None:
             self._bars.console.print(line, markup=False)
+        elif line:  # a resumed run finds damaged checkpoints before it starts
+            print(line, file=self._stream or sys.stdout, flush=True)
 
     def end(self, folder: Path, table: Table, seconds: float) -> None:
         self.close()

@@ -166,9 +166,7 @@ class RoundLoop:
         experiment, strategy, grid = self.experiment, self.parts.strategy, self._grid
         grid.on_progress = lambda done, total: self.progress.cohort(round, done, total)
         with seeded_globals(experiment.seed, "strategy/configure", round):
-            messages = list(
-                strategy.configure_train(round, self._arrays, ConfigRecord(), grid)
-            )
+            messages = list(strategy.configure_train(round, self._arrays, ConfigRecord(), grid))
         if not messages:
             raise RunFailed(f"round {round}: the strategy addressed no client")
         try:
@@ -219,16 +217,12 @@ class RoundLoop:
         strategy, grid = self.parts.strategy, self._grid
         grid.on_progress = lambda done, total: None
         with seeded_globals(self.experiment.seed, "strategy/configure-evaluate", round):
-            messages = list(
-                strategy.configure_evaluate(round, self._arrays, ConfigRecord(), grid)
-            )
+            messages = list(strategy.configure_evaluate(round, self._arrays, ConfigRecord(), grid))
         replies = grid.send_and_receive(messages)
         log = grid.log
         self._note(log)
         with seeded_globals(self.experiment.seed, "strategy/aggregate-evaluate", round):
-            metrics = strategy.aggregate_evaluate(
-                round, [r for r in replies if not r.has_error()]
-            )
+            metrics = strategy.aggregate_evaluate(round, [r for r in replies if not r.has_error()])
         scores |= {f"clients/{name}": value for name, value in _numbers(metrics).items()}
         return scores, _columns("test", [(r.client, r.metrics) for r in log.reports])
 

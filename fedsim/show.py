@@ -72,3 +72,20 @@ def _comments(obj: Any) -> dict[str, str]:
         for match in re.finditer(r"^\s+(\w+)\s*:[^#\n]*#\s*(.+)$", source, re.MULTILINE):
             comments[match[1]] = match[2].strip()
     return comments
+
+
+def show_run(folder: Path) -> str:
+    """Return a run's configuration, where it stands, and its table of results so far.
+
+    Raises:
+        InputError: the folder is not a run.
+    """
+    from fedsim.config import to_yaml
+    from fedsim.progress import format_table
+    from fedsim.run.results import load_run
+
+    run = load_run(folder)
+    stands = f"{run.status}, {run.rounds_done} of {run.config.rounds} rounds"
+    if run.status != "finished":
+        stands += f"; go on with: fedsim resume {folder}"
+    return f"{to_yaml(run.config)}\n{stands}\n\n{format_table(run.summary())}"

@@ -242,7 +242,7 @@ def test_values_a_file_cannot_hold_are_refused(good: Path) -> None:
 def test_an_experiment_cannot_be_changed(good: Path) -> None:
     e = load_experiment(good)
     with pytest.raises(ValueError, match="frozen"):
-        e.seed = 3  # type: ignore[misc]
+        e.seed = 3
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def entry(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
+def entry(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     """Entry points that the registry sees instead of the installed ones."""
     points: list[EntryPoint] = []
 

@@ -347,9 +347,7 @@ def _gave_up(job: _Job) -> BlockResult:
         f"client {part.client}, round {job.block.round}: its worker died or hung "
         f"{job.attempts} times while it ran"
     )
-    return BlockResult(
-        job.block.index, [Report(part.client, failure=Failure("worker-died", text))]
-    )
+    return BlockResult(job.block.index, [Report(part.client, failure=Failure("worker-died", text))])
 
 
 def _brief(clients: list[int]) -> str:

@@ -131,8 +131,7 @@ class Worker:
         self.model.load(payload["model"])
         start, stop = block.shard
         view = View(self.dataset.test, np.arange(start, stop), self.dataset.card, self.device)
-        size = self.experiment.evaluation.batch_size
-        scored = counts(self.model.module, view, 0, stop - start, size)
+        scored = counts(self.model.module, view, self.experiment.evaluation.batch_size)
         return BlockResult(block.index, [], counts=scored)
 
     def _train(self, block: Block, payload: Tree) -> BlockResult:
@@ -141,7 +140,7 @@ class Worker:
             result.sums = trees.WeightedMean()
         size = 1
         if block.clients:
-            size = self.client.group_size(self.context(block, block.clients[0].client))
+            size = self.client.group_size(self.model.module)
         for first in range(0, len(block.clients), size):
             group = block.clients[first : first + size]
             reports = self._train_group(block, group, payload) if len(group) > 1 else None
@@ -209,7 +208,9 @@ class Worker:
             metrics=update.metrics,
             bytes_up=trees.num_bytes(update.tensors),
             update=update.tensors,
-            state=to_bytes(state, f"state of client {part.client}") if self.client.stateful else None,
+            state=to_bytes(state, f"state of client {part.client}")
+            if self.client.stateful
+            else None,
         )
 
     def _evaluate(self, block: Block, part: Assignment, payload: Tree) -> Report:
@@ -275,9 +276,7 @@ class Worker:
         text = f"norm {distance:.4g} of the change exceeds screening.max_norm = {limit:g}"
         if self.experiment.screening.policy != "clip":
             return text
-        clipped = trees.move_towards(
-            shared, {key: update[key] for key in shared}, limit / distance
-        )
+        clipped = trees.move_towards(shared, {key: update[key] for key in shared}, limit / distance)
         report.update = {**update, **clipped}
         report.note = f"client {report.client}: clipped: {text}"
         return None

@@ -192,14 +192,14 @@ def _zeros(tree: Mapping[str, Any]) -> Tree:
     for key, value in tree.items():
         if isinstance(value, Params):
             flat = torch.zeros_like(value.flat, dtype=torch.float64)
-            zeros[key] = Params(value.layout, flat, {k: v.clone() for k, v in value.integers.items()})
+            zeros[key] = Params(
+                value.layout, flat, {k: v.clone() for k, v in value.integers.items()}
+            )
         elif isinstance(value, Mapping):
             zeros[key] = _zeros(value)
         elif isinstance(value, Tensor):
             floating = value.is_floating_point()
-            zeros[key] = (
-                torch.zeros_like(value, dtype=torch.float64) if floating else value.clone()
-            )
+            zeros[key] = torch.zeros_like(value, dtype=torch.float64) if floating else value.clone()
         elif isinstance(value, int | float) and not isinstance(value, bool):
             zeros[key] = 0.0
         else:

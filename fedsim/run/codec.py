@@ -130,7 +130,8 @@ def to_bytes(value: Any, name: str = "state") -> bytes:
             "skeleton": json.dumps(skeleton, separators=(",", ":"), allow_nan=False),
         }
     }
-    buffers, offset = [], 0
+    buffers: list[memoryview] = []
+    offset = 0
     for key, tensor in tensors.items():
         end = offset + tensor.numel() * tensor.element_size()
         header[key] = {
@@ -139,7 +140,7 @@ def to_bytes(value: Any, name: str = "state") -> bytes:
             "data_offsets": [offset, end],
         }
         if end > offset:
-            buffers.append(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            buffers.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -400,7 +401,7 @@ class _Decoder:
 
     def array(self, entry: dict[str, Any]) -> np.ndarray:
         dtype, shape = np.dtype(entry["dtype"]), entry["shape"]
-        value = np.empty(shape, dtype, order=entry["order"])
+        value: np.ndarray = np.empty(shape, dtype, order=entry["order"])
         raw = self.tensors[entry["a"]].numpy()
         if raw.size:
             flat = np.frombuffer(raw.tobytes(), dtype)

@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS entries (
     series INTEGER NOT NULL, round INTEGER NOT NULL, client INTEGER NOT NULL, value REAL,
     PRIMARY KEY (series, round, client)
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS global_entries ON entries (series, round, value) WHERE client = -1;
 CREATE TABLE IF NOT EXISTS events (
     round INTEGER NOT NULL, client INTEGER, kind TEXT NOT NULL, text TEXT NOT NULL
 );

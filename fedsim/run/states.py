@@ -276,9 +276,7 @@ class StateStore:
         try:
             check_seal(blob)
         except Damaged as error:
-            raise RunFailed(
-                f"the state of client {client} in {path} is damaged: {error}"
-            ) from None
+            raise RunFailed(f"the state of client {client} in {path} is damaged: {error}") from None
         return blob
 
     def _remember(self, client: int, blob: bytes) -> None:

@@ -1,0 +1,321 @@
+"""Reading runs back: settings, metrics, events and the model, from files only.
+
+Everything here is read-only and works while a run writes.
+"""
+
+from __future__ import annotations
+
+import glob
+import sqlite3
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fedsim.errors import InputError
+from fedsim.run.folder import RunFolder
+from fedsim.run.record import reading
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fedsim.config import Experiment
+
+
+class Run:
+    """One run, read from its folder.
+
+    Data frames are read at first use and again when the run has written more. Their order is
+    by round; a NaN in `value` was measured as NaN.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a run.
+
+        Raises:
+            InputError: the folder is not a run.
+        """
+        self._folder = RunFolder.open(Path(folder))
+        self._frames: dict[str, tuple[object, pd.DataFrame]] = {}
+        self._config: Experiment | None = None
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self._folder.path
+
+    @property
+    def config(self) -> Experiment:
+        """The experiment with all defaults written out."""
+        from fedsim.config import load_experiment
+
+        if self._config is None:
+            self._config = load_experiment(self.path / "config.yaml")
+        return self._config
+
+    @property
+    def status(self) -> str:
+        """running, finished, failed or interrupted."""
+        return self._folder.status
+
+    @property
+    def rounds_done(self) -> int:
+        """The last recorded round; 0 before the first."""
+        return self._folder.rounds_done
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Global values: round, split, name, value."""
+        return self._frame("metrics", self._read_global)
+
+    @property
+    def clients(self) -> pd.DataFrame:
+        """Values of single clients: round, client, split, name, value."""
+        return self._frame("clients", self._read_clients)
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """What happened: round, client (missing where it concerns none), kind, text."""
+        return self._frame("events", self._read_events)
+
+    @property
+    def final(self) -> dict[str, float]:
+        """The last global value of each metric, by ``split/name``."""
+        last = self.metrics.drop_duplicates(["split", "name"], keep="last")
+        keys = last["split"] + "/" + last["name"]
+        return dict(zip(keys.tolist(), last["value"].tolist(), strict=True))
+
+    def client_values(self, split: str, name: str, *, last: bool = False) -> pd.DataFrame:
+        """Return round, client, value of one metric, without reading the others.
+
+        `last` keeps the last round only in which it was measured.
+        """
+        with self._database() as db:
+            key = None
+            if db is not None:
+                key = db.execute(
+                    "SELECT id FROM series WHERE split = ? AND name = ?", (split, name)
+                ).fetchone()
+            if db is None or key is None:
+                table = np.empty((0, 3))
+            else:
+                query = "SELECT round, client, value FROM entries WHERE series = ? AND client >= 0"
+                if last:
+                    query += (
+                        " AND round = (SELECT max(round) FROM entries"
+                        f" WHERE series = {int(key[0])} AND client >= 0)"
+                    )
+                table = _table(db.execute(query + " ORDER BY round, client", key), 3)
+        return pd.DataFrame(
+            {
+                "round": table[:, 0].astype(np.int64),
+                "client": table[:, 1].astype(np.int64),
+                "value": table[:, 2],
+            }
+        )
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Return the final table as (label, text): accuracy, spread over clients, time."""
+        from fedsim.progress import summary_table
+
+        accuracies = {}
+        for model in ("generic", "personal"):
+            values = self.client_values("test", f"{model}/accuracy", last=True)
+            if len(values):
+                accuracies[model] = values["value"].tolist()
+        metrics = self.metrics
+        seconds = metrics[(metrics["split"] == "train") & (metrics["name"] == "seconds")]
+        return summary_table(
+            self.final.get("test/generic/accuracy"),
+            accuracies,
+            self.rounds_done,
+            float(seconds["value"].sum()),
+        )
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Return the final global model's tensors by state-dict name.
+
+        Raises:
+            InputError: the run has not finished, or the file is damaged.
+        """
+        import safetensors.torch
+
+        path = self.path / "model.safetensors"
+        if not path.is_file():
+            raise InputError(f"run {self.path} has no model.safetensors; it is {self.status}")
+        try:
+            return safetensors.torch.load(path.read_bytes())
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+
+    def model(self) -> nn.Module:
+        """Return the final global model, in evaluation mode.
+
+        Raises:
+            InputError: as `arrays`.
+        """
+        from fedsim.api import build_model
+
+        arrays = self.arrays()
+        module = build_model(self.config)
+        module.load_state_dict(arrays)
+        return module.eval()
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.status}, {self.rounds_done} rounds)"
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection | None]:
+        """Open the metrics, in one consistent view; None where nothing was recorded yet."""
+        path = self.path / "metrics.db"
+        try:
+            if not path.is_file():
+                yield None
+                return
+            with reading(path) as db:
+                db.execute("BEGIN")
+                yield db
+        except sqlite3.Error as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+
+    def _frame(self, name: str, read: Any) -> pd.DataFrame:
+        stamp = tuple(_stamp(self.path / f"metrics.db{tail}") for tail in ("", "-wal"))
+        if name not in self._frames or self._frames[name][0] != stamp:
+            with self._database() as db:
+                self._frames[name] = stamp, read(db)
+        # A shallow copy: columns that a caller adds stay the caller's.
+        return self._frames[name][1].copy(deep=False)
+
+    def _read_global(self, db: sqlite3.Connection | None) -> pd.DataFrame:
+        query = "SELECT series, round, value FROM entries WHERE client = -1"
+        series, table = _entries(db, query, 3)
+        return pd.DataFrame(
+            {
+                "round": table[:, 1].astype(np.int64),
+                **_names(series, table[:, 0]),
+                "value": table[:, 2],
+            }
+        )
+
+    def _read_clients(self, db: sqlite3.Connection | None) -> pd.DataFrame:
+        query = "SELECT series, round, client, value FROM entries WHERE client >= 0"
+        series, table = _entries(db, query, 4)
+        return pd.DataFrame(
+            {
+                "round": table[:, 1].astype(np.int64),
+                "client": table[:, 2].astype(np.int64),
+                **_names(series, table[:, 0]),
+                "value": table[:, 3],
+            }
+        )
+
+    def _read_events(self, db: sqlite3.Connection | None) -> pd.DataFrame:
+        rows: list[Any] = []
+        if db is not None:
+            query = "SELECT round, client, kind, text FROM events ORDER BY round, rowid"
+            rows = db.execute(query).fetchall()
+        columns = list(zip(*rows, strict=True)) if rows else [(), (), (), ()]
+        return pd.DataFrame(
+            {
+                "round": pd.Series(columns[0], dtype="int64"),
+                "client": pd.Series(columns[1], dtype="Int64"),
+                "kind": pd.Series(columns[2], dtype="str"),
+                "text": pd.Series(columns[3], dtype="str"),
+            }
+        )
+
+
+def load_run(path: str | Path) -> Run:
+    """Return the run in a folder.
+
+    Raises:
+        InputError: it is not a run.
+    """
+    return Run(path)
+
+
+def load_runs(patterns: str | Path | Iterable[str | Path]) -> list[Run]:
+    """Return the runs that paths or globs name, each once, in the order of their paths.
+
+    A folder that holds ``seed-*`` folders stands for these. What is not a run or is damaged is
+    named in a warning and left out; an unfinished run is named and kept.
+
+    Raises:
+        InputError: no run is left.
+    """
+    given = [patterns] if isinstance(patterns, str | Path) else list(patterns)
+    runs: dict[Path, Run] = {}
+    for pattern in given:
+        found = sorted(glob.glob(str(pattern), recursive=True)) or [str(pattern)]
+        for place in chain.from_iterable(_expand(Path(p)) for p in found):
+            key = place.resolve()
+            if key in runs:
+                continue
+            try:
+                run = Run(place)
+                done, status = _probe(run), run.status
+            except InputError as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
+                continue
+            if status != "finished":
+                warnings.warn(f"run {place} is {status} after round {done}", stacklevel=2)
+            runs[key] = run
+    if not runs:
+        raise InputError(f"no runs in {', '.join(map(str, given)) or 'an empty list'}")
+    return [runs[key] for key in sorted(runs)]
+
+
+def _expand(place: Path) -> list[Path]:
+    if (place / "config.yaml").is_file():
+        return [place]
+    return sorted(p for p in place.glob("seed-*") if p.is_dir()) or [place]
+
+
+def _probe(run: Run) -> int:
+    """Read enough of a run to know that it is not damaged; return its rounds."""
+    _ = run.config
+    with run._database() as db:
+        if db is not None:
+            db.execute("SELECT count(*) FROM series, run").fetchone()
+            db.execute("SELECT * FROM entries LIMIT 1").fetchone()
+    return run.rounds_done
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _table(cursor: sqlite3.Cursor, columns: int) -> np.ndarray:
+    """Return rows of numbers as float64 (n, columns); NULL becomes NaN.
+
+    Going through one flat iterator of floats is three times as fast as a list of rows, and
+    rounds, clients and series are exact in fp64.
+    """
+    return np.fromiter(chain.from_iterable(cursor), np.float64).reshape(-1, columns)
+
+
+def _entries(
+    db: sqlite3.Connection | None, query: str, columns: int
+) -> tuple[list[tuple[int, str, str]], np.ndarray]:
+    """Return the series and the queried rows (series first, round second), by round."""
+    if db is None:
+        return [], np.empty((0, columns))
+    series = db.execute("SELECT id, split, name FROM series ORDER BY id").fetchall()
+    table = _table(db.execute(query), columns)
+    # The table lies by series, then round: stable, so that the rest of the order is kept.
+    return series, table[np.argsort(table[:, 1].astype(np.int32), kind="stable")]
+
+
+def _names(series: list[tuple[int, str, str]], keys: np.ndarray) -> dict[str, Any]:
+    rows = np.searchsorted(np.array([s[0] for s in series], np.int64), keys.astype(np.int64))
+    columns = {"split": [s[1] for s in series], "name": [s[2] for s in series]}
+    return {k: pd.Series(v, dtype="str").array.take(rows) for k, v in columns.items()}

@@ -1,0 +1,78 @@
+"""Flat parameters: names, memory order and vector-space arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fedsim.params import FlatModel, Params, zeros_like
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+
+
+def test_a_flat_model_keeps_names_and_values() -> None:
+    module = network()
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    params = FlatModel(module).params()
+    assert set(params) == set(before)
+    assert all(torch.equal(params[name], before[name]) for name in before)
+    # conv 108 + 4, norm 4 + 4 + 4 + 4, linear 32 + 2
+    assert params.flat.numel() == 162
+    assert params.layout.parameter_size == 154
+    assert params.layout.integers == ("1.num_batches_tracked",)
+
+
+def test_flat_model_computes_what_the_module_computes() -> None:
+    plain, flat = network(), FlatModel(network())
+    x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(plain(x), flat.module(x), atol=1e-6)
+    assert torch.allclose(plain[1].running_mean, flat.params()["1.running_mean"], atol=1e-7)
+    assert flat.params().integers["1.num_batches_tracked"].item() == 1
+
+
+def test_load_restores_parameters_and_buffers() -> None:
+    flat = FlatModel(network())
+    start = flat.params()
+    flat.module(torch.randn(5, 3, 4, 4))
+    with torch.no_grad():
+        flat.flat.add_(1.0)
+    flat.load(start)
+    again = flat.params()
+    assert torch.equal(again.flat, start.flat)
+    assert again.integers["1.num_batches_tracked"].item() == 0
+
+
+def test_params_are_a_vector_space() -> None:
+    a = FlatModel(network()).params()
+    b = (a * 3.0 - a) / 2.0
+    assert torch.allclose(b.flat, a.flat)
+    assert (a - a).norm() == 0.0
+    assert (-a)["3.bias"].tolist() == [-v for v in a["3.bias"].tolist()]
+    assert torch.equal((a + zeros_like(a)).flat, a.flat)
+    with pytest.raises(ValueError, match="layouts"):
+        a + FlatModel(nn.Linear(2, 2)).params()
+
+
+def test_select_and_merged_copy() -> None:
+    a = FlatModel(network()).params()
+    head = a.select(lambda name: name.startswith("3."))
+    assert set(head) == {"3.weight", "3.bias"}
+    head["3.bias"].fill_(7.0)
+    assert a["3.bias"].tolist() != [7.0, 7.0]
+    merged = a.merged(head)
+    assert isinstance(merged, Params)
+    assert merged["3.bias"].tolist() == [7.0, 7.0]
+    with pytest.raises(KeyError):
+        a.merged({"nonsense": torch.zeros(1)})
+
+
+def test_norm_by_hand() -> None:
+    linear = nn.Linear(1, 1)
+    with torch.no_grad():
+        linear.weight.fill_(3.0)
+        linear.bias.fill_(-4.0)
+    assert FlatModel(linear).params().norm() == 5.0
