@@ -11,12 +11,12 @@ rounds it returns as its state; what leaves the client is in the `Update` and no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.params import FlatModel, Params
 
@@ -40,6 +40,24 @@ class Update:
     tensors: Tree
     weight: float
     metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass
+class GroupUpdate:
+    """The updates of several clients that sent whole models, one row a client.
+
+    `flat` is (clients, size), each row a vector of the layout of `like`.
+    """
+
+    like: Params
+    flat: Tensor
+    weights: list[float]
+    metrics: list[Metrics]
+
+    def split(self) -> list[Update]:
+        """Return one update a client."""
+        rows = zip(self.flat, self.weights, self.metrics, strict=True)
+        return [Update({"model": self.like.replace(f)}, w, m) for f, w, m in rows]
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,7 @@ class Client:
     personal: ClassVar[bool] = False
 
     def __init__(self, config: Any = None) -> None:
-        self.config = self.Config() if config is None else config
+        self.config: Any = self.Config() if config is None else config
 
     def init_state(self, ctx: ClientContext) -> Any:
         """Return a client's state before its first round: a tree or dataclass, or None."""
@@ -111,12 +129,12 @@ class Client:
         """Return how many clients `train_group` handles at once; 1 means one after another."""
         return 1
 
-    def train_group(self, tasks: Sequence[Task]) -> Iterable[tuple[Any, Update]]:
-        """Train several clients of one block together; one result a task, in order.
+    def train_group(self, tasks: Sequence[Task]) -> GroupUpdate:
+        """Train several stateless clients of one block together; one row a task, in order.
 
         Must equal `train` on each within the tolerance that the method's docstring states.
         """
-        return [self.train(t.payload, t.state, t.data, t.rng, t.ctx) for t in tasks]
+        raise NotImplementedError(f"{type(self).__name__} trains no groups")
 
     def personal_model(self, payload: Tree, state: Any, ctx: ClientContext) -> Params:
         """Return the client's personal model: its state joined with the generic `payload`."""

@@ -14,17 +14,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.client import Client, ClientContext, Task, Tree, Update
+from fedsim.client import Client, ClientContext, GroupUpdate, Task, Tree, Update
 from fedsim.data.views import ClientData, View
 from fedsim.errors import InputError, check
 from fedsim.params import Params
 
-GROUP = 16
-"""Clients that a model with `batched_gradients` trains at once."""
+GROUP = 17
+"""Clients that a model with `batched_gradients` trains at once: 100 are two blocks of 51 and 49."""
 
 
 @dataclass
@@ -182,23 +183,19 @@ class LocalSGD(Client):
             raise InputError(f"client.vectorise must be false or 'auto' here, got true: {why}")
         return GROUP if able and wanted is not False else 1
 
-    def train_group(self, tasks: Sequence[Task]) -> list[tuple[Any, Update]]:
+    def train_group(self, tasks: Sequence[Task]) -> GroupUpdate:
         config, ctx = self.config, tasks[0].ctx
         start: Params = tasks[0].payload["model"]
-        base = start.flat.to(ctx.device)
-        orders = [self._order(task) for task in tasks]
-        # Longest first, so that the clients still at work are always the first rows.
-        rank = sorted(range(len(tasks)), key=lambda i: -len(orders[i]))
-        lengths = [len(orders[i]) for i in rank]
+        orders = _Orders(tasks, config.batch_size, config.epochs, config.steps)
+        gradients: Any = ctx.model.module.batched_gradients
         lr = config.lr * config.lr_decay ** (ctx.round - 1)
-        flat = base.expand(len(tasks), -1)  # every client starts from the same point
+        flat = start.flat.to(ctx.device).expand(len(tasks), -1)  # all start from one point
         losses = torch.zeros(len(tasks), device=ctx.device)
         velocity = torch.zeros(0)
-        for step in range(lengths[0]):
-            active = sum(1 for n in lengths if n > step)
-            rows = [orders[i][step] for i in rank[:active]]
-            x, y, share, sizes = _padded(rows, tasks[0].data.train, ctx.device)
-            loss, grads = ctx.model.module.batched_gradients(flat[:active], x, y, share)
+        for step in range(orders.num_steps[0]):
+            x, y, share, sizes = orders.batch(step, ctx.device)
+            active = len(y)
+            loss, grads = gradients(flat[:active], x, y, share)
             losses[:active] += loss * sizes
             if config.clip_norm is not None:
                 norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
@@ -211,62 +208,102 @@ class LocalSGD(Client):
                 else:
                     velocity[:active].mul_(config.momentum).add_(grads)
                 grads = velocity[:active]
-            if step == 0:
+            if step > 0:
+                flat[:active].add_(grads, alpha=-lr)
+            elif config.momentum:
                 flat = torch.add(flat, grads, alpha=-lr)
             else:
-                flat[:active].add_(grads, alpha=-lr)
-        results: list[tuple[Any, Update]] = [(None, Update({}, 0.0))] * len(tasks)
-        shown = losses.tolist()
-        rows_of = flat.cpu()
-        for row, i in enumerate(rank):
-            samples = len(tasks[i].data.train)
-            seen = sum(len(batch) for batch in orders[i])
-            metrics = {
-                "train_loss": shown[row] / seen,
-                "num_samples": float(samples),
-                "num_steps": float(lengths[row]),
+                # In place: new memory of this size costs more than the step itself.
+                flat = grads.mul_(-lr).add_(flat)
+        seen = losses.tolist()
+        metrics = [
+            {
+                "train_loss": seen[row] / orders.num_seen[row],
+                "num_samples": float(orders.sizes[row]),
+                "num_steps": float(orders.num_steps[row]),
             }
-            params = start.replace(rows_of[row])
-            results[i] = (None, Update({"model": params}, float(samples), metrics))
-        return results
-
-    def _order(self, task: Task) -> list[Tensor]:
-        """Return the rows of the data set in each batch, in the order the loop would take them."""
-        view, config = task.data.train, self.config
-        if len(view) == 0:
-            raise ValueError(f"client {task.ctx.client_id} has no training samples")
-        indices = torch.from_numpy(view.indices)
-        per_epoch = -(-len(view) // config.batch_size)
-        total = config.epochs * per_epoch if config.steps is None else config.steps
-        batches: list[Tensor] = []
-        while len(batches) < total:
-            shuffled = indices[torch.randperm(len(view), generator=task.rng)]
-            batches += shuffled.split(config.batch_size)
-        return batches[:total]
+            for row in orders.row_of
+        ]
+        if orders.row_of != sorted(orders.row_of):
+            flat = flat[orders.row_of]
+        return GroupUpdate(start, flat.cpu(), [m["num_samples"] for m in metrics], metrics)
 
 
-def _padded(
-    rows: list[Tensor], like: View, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gather one batch a client, padded to the longest with samples of no share in the loss.
+class _Orders:
+    """Which samples several clients train on in each step, in the order the loop would take them.
 
-    Returns inputs (clients, batch, C, H, W), labels and shares (clients, batch), sizes (clients,).
+    Rows are the clients, most steps first, so that those still at work are always the first rows;
+    `row_of` gives the row of each task. `sizes`, `num_steps` and `num_seen` (training samples,
+    steps, samples over all steps) are lists over rows.
     """
-    sizes = [len(r) for r in rows]
-    longest = max(sizes)
-    if min(sizes) == longest:
-        index = torch.stack(rows)
-        share = torch.full((len(rows), longest), 1.0 / longest)
-    else:
-        index = torch.stack([F.pad(r, (0, longest - len(r)), value=int(r[0])) for r in rows])
-        share = torch.zeros(len(rows), longest)
-        for i, n in enumerate(sizes):
-            share[i, :n] = 1.0 / n
-    view = View(like.split, index.flatten().numpy(), like.card, device)
-    x = view.inputs()
-    return (
-        x.reshape(len(rows), longest, *x.shape[1:]),
-        view.labels().view(len(rows), longest),
-        share.to(device),
-        torch.tensor(sizes, dtype=torch.float32, device=device),
-    )
+
+    def __init__(
+        self, tasks: Sequence[Task], batch_size: int, epochs: int, steps: int | None
+    ) -> None:
+        self._view = tasks[0].data.train
+        self._batch_size = batch_size
+        counts = [task.data.num_train for task in tasks]
+        for task, count in zip(tasks, counts, strict=True):
+            if count == 0:
+                raise ValueError(f"client {task.ctx.client_id} has no training samples")
+        totals = [steps or epochs * -(-n // batch_size) for n in counts]
+        ranked = sorted(range(len(tasks)), key=lambda i: (-totals[i], i))
+        self.row_of = [0] * len(tasks)
+        for row, i in enumerate(ranked):
+            self.row_of[i] = row
+        self.sizes = [counts[i] for i in ranked]
+        self.num_steps = [totals[i] for i in ranked]
+        self.num_seen = []
+        passes: list[Tensor] = []
+        own: list[np.ndarray] = []
+        self._starts = []
+        begin = first = 0
+        for i in ranked:
+            n, per_epoch = counts[i], -(-counts[i] // batch_size)
+            whole, rest = divmod(totals[i], per_epoch)
+            self.num_seen.append(whole * n + rest * batch_size)
+            self._starts.append(begin)
+            own.append(tasks[i].data.train_rows)
+            for _ in range(whole + bool(rest)):
+                passes.append(torch.randperm(n, generator=tasks[i].rng) + first)
+                begin += n
+            first += n
+        rows = torch.from_numpy(np.concatenate(own)).long()
+        self._rows = rows[torch.cat(passes)]
+        self._even = len({*self.sizes}) == 1
+
+    def batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the inputs of the clients at work in this step, (clients, batch, C, H, W).
+
+        Further labels and shares in the loss, (clients, batch), and batch sizes, (clients,). Short
+        batches are padded with samples of no share.
+        """
+        epoch, place = divmod(step, -(-self.sizes[0] // self._batch_size))
+        if self._even:
+            begin = epoch * self.sizes[0] + place * self._batch_size
+            size = min(self._batch_size, (epoch + 1) * self.sizes[0] - begin)
+            index = self._rows.view(len(self.sizes), -1)[:, begin : begin + size]
+            lengths = [size] * len(index)
+            share = torch.full((len(index), size), 1.0 / size)
+        else:
+            pieces = []
+            for n, start, total in zip(self.sizes, self._starts, self.num_steps, strict=True):
+                if total <= step:
+                    break
+                epoch, place = divmod(step, -(-n // self._batch_size))
+                begin = start + epoch * n + place * self._batch_size
+                end = min(begin + self._batch_size, start + (epoch + 1) * n)
+                pieces.append(self._rows[begin:end])
+            lengths = [len(p) for p in pieces]
+            longest = max(lengths)
+            index = torch.stack([F.pad(p, (0, longest - len(p)), value=int(p[0])) for p in pieces])
+            sizes = torch.tensor(lengths).unsqueeze(1)
+            share = (torch.arange(longest) < sizes) / sizes
+        view = View(self._view.split, index.flatten().numpy(), self._view.card, device)
+        x = view.inputs()
+        return (
+            x.reshape(*index.shape, *x.shape[1:]),
+            view.labels().view(index.shape),
+            share.to(device),
+            torch.tensor(lengths, dtype=torch.float32, device=device),
+        )

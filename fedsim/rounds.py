@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,8 @@ class RoundLoop:
         self._params: Params | None = self._initial
         self._states = StateStore(folder.path)
         self._recorder = Recorder(folder.path / "metrics.db")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="record")
+        self._writing: Future[None] | None = None
         self._round = 0
         self._saved_at = 0.0
         self._events: list[Event] = []
@@ -156,10 +159,11 @@ class RoundLoop:
             }
             self._drain_engine_events()
             events, self._events = self._events, []
-            self._recorder.write_round(round, rows, client_rows, events)
+            self._write(round, rows, client_rows, events)
             self._round = round
             self._checkpoint(round)
             self.progress.round_end(round, shown, seconds)
+        self._await_writing()
         self._finish()
 
     def _train(self, round: int) -> tuple[dict[str, float], RoundLog]:
@@ -174,6 +178,7 @@ class RoundLoop:
         except RunFailed as error:
             self._note(grid.log)
             self._drain_engine_events()
+            self._await_writing()
             self._recorder.write_events(round, self._events)
             raise RunFailed(f"round {round}: {error}") from None
         log = grid.log
@@ -238,6 +243,7 @@ class RoundLoop:
             "params": self._params,
             "states": self._states.index(),
         }
+        self._await_writing()
         self._recorder.sync()
         checkpoint.save(self.folder.path, round, value)
         self._saved_at = time.monotonic()
@@ -264,10 +270,25 @@ class RoundLoop:
         self._events.append((client, kind, text))
         self.progress.event(self._round + 1, client, kind, text.split("\n")[0])
 
+    def _write(self, *row: Any) -> None:
+        """Write a round's rows while the next round trains, at most one round behind."""
+        self._await_writing()
+        self._writing = self._writer.submit(self._recorder.write_round, *row)
+
+    def _await_writing(self) -> None:
+        """Wait until what is being written is written, and raise what went wrong with it."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
     def close(self) -> None:
         """Close the files; the folder is readable and resumable at any time."""
-        self._states.close()
-        self._recorder.close()
+        try:
+            self._await_writing()
+        finally:
+            self._writer.shutdown()
+            self._states.close()
+            self._recorder.close()
 
 
 def evaluation_clients(experiment: Experiment) -> list[int]:

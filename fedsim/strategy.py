@@ -102,7 +102,7 @@ class Strategy(FlowerStrategy):
     weighted_mean: ClassVar[bool] = False
 
     def __init__(self, config: Any = None) -> None:
-        self.config = self.Config() if config is None else config
+        self.config: Any = self.Config() if config is None else config
         self.ctx: ServerContext | None = None
         self.state: Any = None
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 
 from fedsim.data.dataset import Card, Split
-from fedsim.data.partition import Manifest
+from fedsim.data.partition import ClientIndices
 from fedsim.errors import check
 
 # Values gathered at once. On a CPU 0.5 MiB of float32 stays in the cache between the passes over
@@ -122,20 +121,41 @@ class View:
         return x.mul_(self._scale).add_(self._shift).permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True)
 class ClientData:
-    """One client's own samples; every client has some to train on, the others may be empty."""
+    """One client's own samples over `split`, the training split that was partitioned.
 
-    train: View
-    validation: View
-    test: View
+    Every client has some to train on; `validation` and `test` may be empty.
+    """
 
+    def __init__(
+        self, split: Split, indices: ClientIndices, card: Card, device: str | torch.device = "cpu"
+    ) -> None:
+        self._split, self._indices, self._card, self._device = split, indices, card, device
 
-def client_data(
-    split: Split, card: Card, manifest: Manifest, client: int, device: str | torch.device = "cpu"
-) -> ClientData:
-    """Return the views of `client` over `split`, the training split that was partitioned."""
-    return ClientData(*(View(split, own, card, device) for own in manifest.client(client)))
+    @property
+    def train_rows(self) -> np.ndarray:
+        """The training samples' rows of the split, int32 (n,)."""
+        return self._indices.train
+
+    @property
+    def num_train(self) -> int:
+        """Number of training samples."""
+        return len(self._indices.train)
+
+    @cached_property
+    def train(self) -> View:
+        """The samples to train on."""
+        return View(self._split, self._indices.train, self._card, self._device)
+
+    @cached_property
+    def validation(self) -> View:
+        """The samples to choose options with."""
+        return View(self._split, self._indices.validation, self._card, self._device)
+
+    @cached_property
+    def test(self) -> View:
+        """The samples to report on."""
+        return View(self._split, self._indices.test, self._card, self._device)
 
 
 def _split_tensors(split: Split) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,6 +33,9 @@ MAX_BLOCKS = 32
 MIN_BLOCK_WORK = 2.5e6
 """Training samples x parameters below which a block is not worth its round trip."""
 
+GROUPS = 3
+"""Groups of clients that are trained together that a block has at least."""
+
 SHARD = 1024
 """Rows of the global test set that are scored together."""
 
@@ -215,17 +218,19 @@ class SimulationGrid(Grid):
             shared_bytes = compat.count_bytes(payload["content"])
         else:
             shared_bytes = trees.num_bytes(payload)
+        content, own, own_bytes = None, None, 0
         for message in messages:
             client = message.metadata.dst_node_id
+            if message.content is not content:  # the cohort usually shares one
+                content = message.content
+                record = next(iter(content.array_records.values()), None)
+                own = None if record is None else record.__dict__.get("own")
+                own_bytes = 0 if own is None else trees.num_bytes(own)
             indices = self._manifest.client(client)
-            part = Assignment(client, indices, self._states.get_bytes(client))
-            record = next(iter(message.content.array_records.values()), None)
-            part.own = None if record is None else record.__dict__.get("own")
-            part.message_type = message.metadata.message_type
-            parts.append(part)
+            state = self._states.get_bytes(client)
+            parts.append(Assignment(client, indices, state, own, message.metadata.message_type))
             work.append(len(indices.train) if training else len(indices.test))
-            own = 0 if part.own is None else trees.num_bytes(part.own)
-            self.log.bytes_down[client] = shared_bytes + own
+            self.log.bytes_down[client] = shared_bytes + own_bytes
         weight = self._model.flat.numel()
         length = block_length(len(parts), sum(work) * weight, self._group_size)
         kind: Any = "train" if training else "evaluate"
@@ -354,10 +359,12 @@ def block_length(cohort: int, work: float, group_size: int = 1) -> int:
     """Return how many clients a block has; follows from the experiment, never from the workers.
 
     `work` is training samples x parameters of the whole cohort. Where clients are trained
-    `group_size` at a time a block is a whole number of groups.
+    `group_size` at a time, so quickly that the round trip shows, a block is `GROUPS` groups.
     """
     count = max(1, min(MAX_BLOCKS, cohort, int(work / MIN_BLOCK_WORK)))
     length = -(-cohort // count)
+    if group_size > 1:
+        length = max(length, GROUPS * group_size)
     return -(-length // group_size) * group_size
 
 
@@ -367,9 +374,13 @@ def _by_payload(messages: list[Message], whole: bool) -> list[list[Message]]:
     With `whole` they must share all of it: a foreign app is sent no part of its own.
     """
     groups: dict[tuple[int, ...], list[Message]] = {}
+    content, key = None, []
     for message in messages:
-        key = []
-        for record in message.content.values():
+        if message.content is content:
+            groups[tuple(key)].append(message)
+            continue
+        content, key = message.content, []
+        for record in content.values():
             shared = None if whole else record.__dict__.get("shared")
             if isinstance(record, ConfigRecord):
                 key.append(hash(tuple(sorted((k, str(v)) for k, v in record.items()))))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from fedsim.config import Experiment
 from fedsim.data.partition import ClientIndices
 from fedsim.maths.trees import Tree
@@ -47,6 +49,27 @@ class Block:
     def client_ids(self) -> list[int]:
         return [a.client for a in self.clients]
 
+    def __reduce__(self) -> Any:
+        # A few long arrays instead of three short ones a client: blocks travel every round.
+        lengths = np.array([[len(rows) for rows in a.indices] for a in self.clients], np.int64)
+        rows = [rows for a in self.clients for rows in a.indices]
+        joined = np.concatenate(rows) if rows else np.empty(0, np.int32)
+        rest = [(a.client, a.state, a.own, a.message_type) for a in self.clients]
+        own = (self.index, self.round, self.kind, self.reduce, self.shard, self.cost)
+        return _block, (own, lengths, joined, rest)
+
+
+def _block(own: tuple[Any, ...], lengths: np.ndarray, joined: np.ndarray, rest: Any) -> Block:
+    index, round, kind, reduce, shard, cost = own
+    clients, start = [], 0
+    for (client, state, extra, message_type), sizes in zip(rest, lengths.tolist(), strict=True):
+        pieces = []
+        for size in sizes:
+            pieces.append(joined[start : start + size])
+            start += size
+        clients.append(Assignment(client, ClientIndices(*pieces), state, extra, message_type))
+    return Block(index, round, kind, clients, reduce, shard, cost)
+
 
 @dataclass
 class Failure:
@@ -82,6 +105,15 @@ class BlockResult:
     sums: Any = None  # the block's `WeightedMean` when it is reduced
     counts: tuple[int, float, int] = (0, 0.0, 0)  # kind "score": correct, summed loss, samples
     seconds: float = 0.0
+
+    def __reduce__(self) -> Any:
+        # Tuples pickle several times faster than one dataclass a client.
+        rows = [tuple(vars(report).values()) for report in self.reports]
+        return _result, (self.index, rows, self.sums, self.counts, self.seconds)
+
+
+def _result(index: int, rows: list[tuple[Any, ...]], *rest: Any) -> BlockResult:
+    return BlockResult(index, [Report(*row) for row in rows], *rest)
 
 
 @dataclass(frozen=True)

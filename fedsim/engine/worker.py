@@ -71,6 +71,7 @@ class Worker:
         self.foreign = is_client_app(self.client)
         module = build_model(spec.experiment, self.dataset.card)
         self.model = FlatModel(module, self.device)
+        self._normed: tuple[Tree, float] = ({}, 0.0)
         self._restore_module = capture_module_state(self.model)
 
     def run(self, block: Block, payload: Tree) -> BlockResult:
@@ -99,13 +100,7 @@ class Worker:
 
     def data(self, part: Assignment) -> ClientData:
         """Return the client's own views of the data set."""
-        train, card = self.dataset.train, self.dataset.card
-        return ClientData(
-            *(
-                View(train, rows, card, self.device)
-                for rows in (part.indices.train, part.indices.validation, part.indices.test)
-            )
-        )
+        return ClientData(self.dataset.train, part.indices, self.dataset.card, self.device)
 
     def context(self, block: Block, client: int) -> ClientContext:
         """Return what a client method may know of its surroundings."""
@@ -143,12 +138,13 @@ class Worker:
             size = self.client.group_size(self.model.module)
         for first in range(0, len(block.clients), size):
             group = block.clients[first : first + size]
-            reports = self._train_group(block, group, payload) if len(group) > 1 else None
-            if reports is None:
-                reports = [
-                    self._guarded(block, part, partial(self._train_one, block, part, payload))
-                    for part in group
-                ]
+            together = len(group) > 1 and all(part.own is None for part in group)
+            if together and self._train_group(block, group, payload, result):
+                continue
+            reports = [
+                self._guarded(block, part, partial(self._train_one, block, part, payload))
+                for part in group
+            ]
             for report, part in zip(reports, group, strict=True):
                 self._screen(report, part, payload)
                 if block.reduce and report.failure is None:
@@ -177,9 +173,13 @@ class Worker:
         return self._report(part, state, update)
 
     def _train_group(
-        self, block: Block, group: list[Assignment], payload: Tree
-    ) -> list[Report] | None:
-        """Train a group together; None if that failed, so that each client is tried alone."""
+        self, block: Block, group: list[Assignment], payload: Tree, result: BlockResult
+    ) -> bool:
+        """Train a group together and add it to the result.
+
+        Return False, with nothing added, if that failed or any update does not pass screening:
+        each client is then trained alone, so that the one to blame is named.
+        """
         started = time.perf_counter()
         limit = self.experiment.engine.timeout
         try:
@@ -187,17 +187,25 @@ class Worker:
                 self._restore_module()
                 self.seed_globals(block, group[0].client)
                 tasks = [self._task(block, part, payload) for part in group]
-                results = list(self.client.train_group(tasks))
+                update = self.client.train_group(tasks)
         except (Exception, ClientTimeout):
-            return None
+            return False
+        norms = torch.linalg.vector_norm(update.flat, dim=1) + self._norm_of(payload)
+        if not bool((norms <= self.experiment.screening.max_norm).all()):
+            return False
         seconds = (time.perf_counter() - started) / len(group)
-        reports = [
-            self._report(part, state, update)
-            for part, (state, update) in zip(group, results, strict=True)
+        size = update.like.num_bytes()
+        if block.reduce:
+            result.sums.add_rows(update.like, update.flat, update.weights)
+            trained: list[Tree | None] = [None] * len(group)
+        else:
+            trained = [one.tensors for one in update.split()]
+        rows = zip(group, update.weights, update.metrics, trained, strict=True)
+        result.reports += [
+            Report(part.client, weight, metrics, seconds, size, update=tensors)
+            for part, weight, metrics, tensors in rows
         ]
-        for report in reports:
-            report.seconds = seconds
-        return reports
+        return True
 
     def _report(self, part: Assignment, state: Any, update: Update) -> Report:
         if not isinstance(update, Update):
@@ -268,7 +276,7 @@ class Worker:
             return f"not finite: {_first_non_finite(update)}"
         limit = self.experiment.screening.max_norm
         # |update - sent| <= |update| + |sent|: most updates pass without the difference.
-        if size + self._norm_of(shared) <= limit:
+        if size + self._norm_of(sent) <= limit:
             return None
         distance = trees.norm(trees.subtract({key: update[key] for key in shared}, shared))
         if distance <= limit:
@@ -281,12 +289,11 @@ class Worker:
         report.note = f"client {report.client}: clipped: {text}"
         return None
 
-    def _norm_of(self, shared: Tree) -> float:
-        """Norm of the payload, remembered for as long as the same tensors are sent."""
-        key = tuple(id(value) for value in shared.values())
-        if getattr(self, "_norm_key", None) != key:
-            self._norm_key, self._norm_value, self._norm_ref = key, trees.norm(shared), shared
-        return self._norm_value
+    def _norm_of(self, sent: Tree) -> float:
+        """Norm of a payload, remembered while the next client gets the same."""
+        if sent is not self._normed[0]:
+            self._normed = (sent, trees.norm(sent))
+        return self._normed[1]
 
 
 def _first_non_finite(tree: Tree) -> str:

@@ -159,6 +159,18 @@ class WeightedMean:
         _accumulate(self._sum, tree, float(weight))
         self.weight += float(weight)
 
+    def add_rows(self, like: Params, rows: Tensor, weights: list[float]) -> None:
+        """Add ``{"model": row}`` for each of `rows` (clients, size), vectors like `like`'s.
+
+        Inside the rows the sum is taken in fp32, one matrix product over at most a few dozen
+        terms, which is twice as fast as fp64; across calls it is in fp64 as everywhere.
+        """
+        if self._sum is None:
+            self._sum = _zeros({"model": like})
+        share = torch.tensor(weights, dtype=rows.dtype)
+        self._sum["model"].flat.add_(torch.mv(rows.T, share))
+        self.weight += sum(weights)
+
     def merge(self, other: WeightedMean) -> None:
         """Add what `other` has summed up, as if its trees were added here."""
         if other._sum is None:

@@ -44,9 +44,9 @@ def cnn(
             height, width = height // 2, width // 2
         check(
             min(height, width) >= 1,
-            f"images of {input_shape[1]} x {input_shape[2]} pixels are too small for {len(channels)} "
-            f"convolutions of kernel {kernel} with padding {padding} and pool {pool!r}; the size left "
-            f"after convolution {i + 1} must be >= 1",
+            f"images of {input_shape[1]} x {input_shape[2]} pixels are too small for "
+            f"{len(channels)} convolutions of kernel {kernel} with padding {padding} and pool "
+            f"{pool!r}; the size left after convolution {i + 1} must be >= 1",
             min(height, width),
         )
         layers.append(nn.Conv2d(depth, out, kernel, padding=padding))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from fedsim.models import BodyHead
 class _MLP(BodyHead):
     def __init__(self, sizes: list[int], num_classes: int) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         super().__init__(nn.Sequential(*layers), sizes[-1], num_classes)
         self._sizes = [*sizes, num_classes]
@@ -30,9 +32,12 @@ class _MLP(BodyHead):
         """
         clients, batch = y.shape
         gradient = torch.empty_like(flat)
-        weights, biases, gradient_weights, gradient_biases = [], [], [], []
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        gradient_weights: list[Tensor] = []
+        gradient_biases: list[Tensor] = []
         offset = 0
-        for inputs, outputs in zip(self._sizes, self._sizes[1:], strict=False):
+        for inputs, outputs in pairwise(self._sizes):
             size = inputs * outputs
             for source, kernels, shifts in (
                 (flat, weights, biases),

@@ -48,7 +48,8 @@ def resnet(
     normalisation has 8 channels a group.
 
     Raises:
-        InputError: a depth that is not 6n + 2, a width below 1 or, with groups, not a multiple of 8.
+        InputError: a depth that is not 6n + 2, or a width below 1 or not a multiple of 8 with
+            group normalisation.
     """
     check(depth >= 8 and depth % 6 == 2, "depth must be 6 n + 2 with n >= 1 (8, 14, 20 ...)", depth)
     check(width >= 1, "width must be >= 1", width)

@@ -46,7 +46,7 @@ CREATE VIEW IF NOT EXISTS metrics AS
     FROM entries JOIN series ON series.id = entries.series;
 """
 
-ClientRows = tuple[str, str, Sequence[int], Sequence[float]]
+ClientRows = tuple[str, str, Sequence[int] | np.ndarray, Sequence[float] | np.ndarray]
 """(split, name, clients, values); the two sequences are equally long lists or arrays."""
 
 Event = tuple[int | None, str, str]
@@ -65,7 +65,9 @@ class Recorder:
         self.path = Path(path)
         self._series: dict[tuple[str, str], int] = {}
         with self._telling():
-            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            self._db = sqlite3.connect(
+                self.path, timeout=30, isolation_level=None, check_same_thread=False
+            )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)

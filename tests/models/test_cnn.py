@@ -1,0 +1,100 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedsim.errors import InputError
+from fedsim.models.cnn import cnn
+from fedsim.params import FlatModel
+
+FASHION = (1, 28, 28)
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_five_by_five_network_has_46730_parameters() -> None:
+    # 16*25+16 + 32*16*25+32 + 64*(32*4*4)+64 + 10*64+10
+    assert count(cnn(FASHION, 10)) == 46_730
+
+
+def test_three_by_three_network_has_1199882_parameters() -> None:
+    # 32*9+32 + 64*32*9+64 + 128*(64*12*12)+128 + 10*128+10
+    model = cnn(FASHION, 10, channels=(32, 64), kernel=3, hidden=128, pool="last")
+    assert count(model) == 1_199_882
+
+
+def test_padding_keeps_the_size_that_pools_then_halve() -> None:
+    # 8x8 -> 4x4 -> 2x2: 16*9+16 + 32*16*9+32 + 64*(32*4)+64 + 10*64+10
+    model = cnn((1, 8, 8), 10, kernel=3, padding=1)
+    assert count(model) == 160 + 4640 + 8256 + 650
+
+
+def test_pooling_before_relu_equals_relu_before_pooling() -> None:
+    torch.manual_seed(0)
+    model = cnn(FASHION, 10).eval()
+    first, second, hidden, head = (
+        m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)
+    )
+    x = torch.randn(4, 1, 28, 28)
+    z = F.max_pool2d(F.relu(first(x)), 2)
+    z = F.max_pool2d(F.relu(second(z)), 2)
+    expected = head(F.relu(hidden(z.flatten(1))))
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_a_flat_model_computes_what_the_module_did() -> None:
+    torch.manual_seed(0)
+    model = cnn((3, 12, 12), 5, channels=(4, 6), kernel=3, hidden=7)
+    x = torch.randn(2, 3, 12, 12)
+    expected = model(x)
+    FlatModel(model)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_forward_pass_leaves_its_input_as_it_was() -> None:
+    x = torch.randn(2, 1, 28, 28)
+    before = x.clone()
+    cnn(FASHION, 10)(x).sum().backward()
+    assert torch.equal(x, before)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    torch.manual_seed(0)
+    model = cnn(FASHION, 10, dropout=0.5)
+    x = torch.randn(2, 1, 28, 28)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+def test_logits_are_the_head_of_the_body() -> None:
+    model = cnn(FASHION, 7, hidden=12)
+    x = torch.randn(3, 1, 28, 28)
+    body, head = model.get_submodule("body"), model.get_submodule("head")
+    assert body(x).shape == (3, 12)
+    assert isinstance(head, nn.Linear)
+    assert torch.equal(model(x), head(body(x)))
+    assert model(x).shape == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"channels": ()}, "channels"),
+        ({"channels": (4, 0)}, "channels"),
+        ({"kernel": 0}, "kernel"),
+        ({"hidden": 0}, "hidden"),
+        ({"padding": -1}, "padding"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, object], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        cnn(FASHION, 10, **options)  # type: ignore[arg-type]
+
+
+def test_an_image_too_small_for_the_pools_is_refused() -> None:
+    with pytest.raises(InputError, match="8 x 8 pixels are too small"):
+        cnn((1, 8, 8), 10)
