@@ -48,11 +48,13 @@ def run(
     """
     experiment = prepare(source, set, seed)
     folder = RunFolder.create(Path(out), experiment.name, experiment.seed, force=force)
+    progress = progress or Progress()
     with folder:
         parts = build_parts(experiment, _fresh_data)
         with open_executor(parts) as executor:
             folder.begin(to_yaml(experiment), describe(), parts.manifest)
-            _execute(parts, executor, folder, progress or Progress(), resumed=False)
+            progress.folder = folder.path
+            _execute(parts, executor, folder, progress, resumed=False)
     return Run(folder.path)
 
 
@@ -67,6 +69,8 @@ def resume(folder: str | Path, *, progress: Progress | None = None) -> Run:
         RunFailed: it stopped again.
     """
     opened = RunFolder.open(Path(folder))
+    progress = progress or Progress()
+    progress.folder = opened.path
     with opened:
         if opened.status == "finished":
             return Run(opened.path)
@@ -78,7 +82,7 @@ def resume(folder: str | Path, *, progress: Progress | None = None) -> Run:
 
         parts = build_parts(experiment, stored)
         with open_executor(parts) as executor:
-            _execute(parts, executor, opened, progress or Progress(), resumed=True)
+            _execute(parts, executor, opened, progress, resumed=True)
     return Run(opened.path)
 
 
@@ -146,12 +150,14 @@ def _execute(
                 loop.run()
             finally:
                 loop.close()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
+            # Ray makes a SystemExit of SIGTERM, the command line a KeyboardInterrupt.
             folder.set_status("interrupted")
             raise
-        except BaseException as error:
+        except Exception as error:
             folder.set_status("failed", f"{type(error).__name__}: {error}")
             folder.logger().exception("the run failed")
+            error.add_note(f"the traceback is in {folder.path / 'log.txt'}")
             raise
         folder.set_status("finished")
     progress.end(folder.path, Run(folder.path).summary(), time.perf_counter() - started)

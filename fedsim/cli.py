@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from fedsim.errors import InputError, RunFailed, nearest
+from fedsim.errors import InputError, RunFailed
 
 if TYPE_CHECKING:
     from fedsim.progress import Progress
@@ -174,11 +174,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a run's metrics to files that other programs read."""
-    if to not in ("csv", "parquet"):
-        raise InputError(
-            f"--to must be csv or parquet, got {to!r}.{nearest(to, ('csv', 'parquet'))}"
-        )
-    from fedsim.run.results import export_run
+    from fedsim.run.export import export_run
 
     for path in export_run(folder, to, out):
         print(path)
@@ -261,7 +257,11 @@ def _watched(folder: Path | None = None) -> Iterator[Progress]:
             print(f"error: {error}", file=sys.stderr)
         else:
             print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-            _log_traceback(where)
+            notes = getattr(error, "__notes__", [])  # says where it is logged, if it is
+            if notes:
+                print(*notes, sep="\n", file=sys.stderr)
+            else:
+                _log_traceback(where)
         if where and f"fedsim resume {where}" not in str(error):
             print(f"resume with: fedsim resume {where}", file=sys.stderr)
         raise typer.Exit(1) from None

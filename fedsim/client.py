@@ -60,7 +60,7 @@ class GroupUpdate:
         return [Update({"model": self.like.replace(f)}, w, m) for f, w, m in rows]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ClientContext:
     """What a client method may know of its surroundings.
 
@@ -77,7 +77,7 @@ class ClientContext:
     device: torch.device
 
 
-@dataclass
+@dataclass(slots=True)
 class Task:
     """The arguments of one `Client.train` call."""
 

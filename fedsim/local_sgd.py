@@ -24,8 +24,11 @@ from fedsim.data.views import ClientData, View
 from fedsim.errors import InputError, check
 from fedsim.params import Params
 
-GROUP = 17
-"""Clients that a model with `batched_gradients` trains at once: 100 are two blocks of 51 and 49."""
+GROUP_BYTES = 12 * 2**20
+"""Memory for the gradients of the clients that are trained at once; fits the caches of a core."""
+
+GROUP_CLIENTS = 50
+"""Clients trained at once at most; a cohort of 100 is then two even groups."""
 
 
 @dataclass
@@ -49,9 +52,9 @@ class LocalSGD(Client):
     """Plain SGD on the client's own data; the base class of most client methods.
 
     A subclass overrides `loss`, `gradient`, `after_step` or `trainable` and leaves the loop alone.
-    Models with a `batched_gradients` method train `GROUP` clients in one matrix product; results
-    then equal the loop's to 1e-5 of the largest weight. That path serves only where no hook is
-    overridden.
+    Models with a `batched_gradients` method train up to `GROUP_CLIENTS` clients in one matrix
+    product; results then equal the loop's to 1e-5 of the largest weight. That path serves only
+    where no hook is overridden.
     """
 
     @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class LocalSGD(Client):
         fit = Fit(ctx, payload, state, names, list(parameters), lr)
         ctx.model.module.train()
         total = torch.zeros((), device=ctx.device)
-        steps, samples = 0, 0
+        samples = 0
         batches = view.batches(config.batch_size, rng, config.epochs, config.steps)
         for x, y in batches:
             loss = self.loss(fit, x, y)
@@ -141,14 +144,8 @@ class LocalSGD(Client):
                 self._step(fit, self.gradient(fit, grads))
                 self.after_step(fit)
             total += loss.detach() * len(y)
-            steps += 1
             samples += len(y)
-        metrics = {
-            "train_loss": float(total) / samples,
-            "num_samples": float(len(view)),
-            "num_steps": float(steps),
-        }
-        return fit, metrics
+        return fit, {"train_loss": float(total) / samples}
 
     def _step(self, fit: Fit, grads: list[Tensor]) -> None:
         config = self.config
@@ -168,7 +165,7 @@ class LocalSGD(Client):
         torch._foreach_add_(fit.parameters, grads, alpha=-fit.lr)
 
     def group_size(self, module: nn.Module) -> int:
-        """Return `GROUP` where clients of this model can be trained together, else 1.
+        """Return how many clients of this model are trained together, 1 if that is not possible.
 
         Raises:
             InputError: `vectorise` is true and they can not.
@@ -181,7 +178,10 @@ class LocalSGD(Client):
                 f"the model {type(module).__name__} has no batched_gradients"
             )  # fmt: skip
             raise InputError(f"client.vectorise must be false or 'auto' here, got true: {why}")
-        return GROUP if able and wanted is not False else 1
+        if not able or wanted is False:
+            return 1
+        size = sum(4 * parameter.numel() for parameter in module.parameters())
+        return max(1, min(GROUP_CLIENTS, GROUP_BYTES // size))
 
     def train_group(self, tasks: Sequence[Task]) -> GroupUpdate:
         config, ctx = self.config, tasks[0].ctx
@@ -214,19 +214,13 @@ class LocalSGD(Client):
                 flat = torch.add(flat, grads, alpha=-lr)
             else:
                 # In place: new memory of this size costs more than the step itself.
-                flat = grads.mul_(-lr).add_(flat)
+                flat = torch.add(flat, grads, alpha=-lr, out=grads)
         seen = losses.tolist()
-        metrics = [
-            {
-                "train_loss": seen[row] / orders.num_seen[row],
-                "num_samples": float(orders.sizes[row]),
-                "num_steps": float(orders.num_steps[row]),
-            }
-            for row in orders.row_of
-        ]
+        metrics = [{"train_loss": seen[row] / orders.num_seen[row]} for row in orders.row_of]
+        weights = [float(orders.sizes[row]) for row in orders.row_of]
         if orders.row_of != sorted(orders.row_of):
             flat = flat[orders.row_of]
-        return GroupUpdate(start, flat.cpu(), [m["num_samples"] for m in metrics], metrics)
+        return GroupUpdate(start, flat.cpu(), weights, metrics)
 
 
 class _Orders:
@@ -255,21 +249,22 @@ class _Orders:
         self.num_steps = [totals[i] for i in ranked]
         self.num_seen = []
         passes: list[Tensor] = []
-        own: list[np.ndarray] = []
+        owned: list[np.ndarray] = []
         self._starts = []
-        begin = first = 0
+        begin = 0
         for i in ranked:
             n, per_epoch = counts[i], -(-counts[i] // batch_size)
             whole, rest = divmod(totals[i], per_epoch)
             self.num_seen.append(whole * n + rest * batch_size)
             self._starts.append(begin)
-            own.append(tasks[i].data.train_rows)
             for _ in range(whole + bool(rest)):
-                passes.append(torch.randperm(n, generator=tasks[i].rng) + first)
+                passes.append(torch.randperm(n, generator=tasks[i].rng))
+                owned.append(tasks[i].data.train_rows)
                 begin += n
-            first += n
-        rows = torch.from_numpy(np.concatenate(own)).long()
-        self._rows = rows[torch.cat(passes)]
+        lengths = np.array([len(o) for o in owned])
+        firsts = torch.from_numpy(np.repeat(np.cumsum(lengths) - lengths, lengths))
+        rows = torch.from_numpy(np.concatenate(owned)).long()
+        self._rows = rows[torch.cat(passes).add_(firsts)]
         self._even = len({*self.sizes}) == 1
 
     def batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,9 +7,9 @@ Any Flower strategy is driven through Flower's own abstract methods; ours are no
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,19 @@ class Parts:
     model: FlatModel
 
 
+@dataclass
+class _Pending:
+    """A round that is done but not yet written down."""
+
+    round: int
+    metrics: dict[str, float]
+    log: RoundLog
+    scores: dict[str, float]
+    evaluated: RoundLog | None
+    events: list[Event]
+    seconds: float
+
+
 class RoundLoop:
     """Runs the rounds of one experiment in one run folder."""
 
@@ -62,16 +75,16 @@ class RoundLoop:
         self._executor = executor
         self._initial = parts.model.params()
         self._arrays: ArrayRecord = TreeRecord({"model": self._initial})
-        self._params: Params | None = self._initial
+        self.params: Params | None = self._initial
         self._states = StateStore(folder.path)
         self._recorder = Recorder(folder.path / "metrics.db")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="record")
-        self._writing: Future[None] | None = None
+        self._pending: _Pending | None = None
         self._round = 0
         self._saved_at = 0.0
         self._events: list[Event] = []
         self._grid = self._make_grid()
         self._bind()
+        executor.when_waiting = self.write_pending
 
     def _make_grid(self) -> SimulationGrid:
         parts, experiment = self.parts, self.experiment
@@ -123,8 +136,8 @@ class RoundLoop:
         for text in warnings:
             self._event(None, "checkpoint-damaged", text)
         restore(self.parts.strategy, value["strategy"])
-        self._params = value["params"]
-        self._arrays = TreeRecord({} if self._params is None else {"model": self._params})
+        self.params = value["params"]
+        self._arrays = TreeRecord({} if self.params is None else {"model": self.params})
         self._recorder.truncate_after(self._round)
         self._event(None, "resumed", f"resumed after round {self._round}")
         return self._round
@@ -136,35 +149,54 @@ class RoundLoop:
             RunFailed: too few survivors, workers that keep dying, a disk that is full.
         """
         self._saved_at = time.monotonic()
+        gc.freeze()  # what is imported stays; no collection needs to walk it in every round
+        try:
+            self._rounds()
+        finally:
+            gc.unfreeze()
+
+    def _rounds(self) -> None:
         for round in range(self._round + 1, self.experiment.rounds + 1):
-            started = time.perf_counter()
-            metrics, log = self._train(round)
-            rows: dict[tuple[str, str], float] = {
-                ("train", name): value for name, value in metrics.items()
-            }
-            client_rows = _train_rows(log)
-            shown = dict(metrics)
-            if self._due(round):
-                scores, evaluated = self._evaluate(round)
-                rows |= {("test", name): value for name, value in scores.items()}
-                client_rows += evaluated
-                shown |= scores
-            seconds = time.perf_counter() - started
-            rows |= {
-                ("train", "clients"): float(len(log.reports) - len(log.failures)),
-                ("train", "bytes_down"): float(sum(log.bytes_down.values())),
-                ("train", "bytes_up"): float(sum(r.bytes_up for r in log.reports)),
-                ("train", "train_seconds"): log.seconds,
-                ("train", "seconds"): seconds,
-            }
-            self._drain_engine_events()
-            events, self._events = self._events, []
-            self._write(round, rows, client_rows, events)
-            self._round = round
-            self._checkpoint(round)
-            self.progress.round_end(round, shown, seconds)
-        self._await_writing()
+            self.step(round)
+        self.write_pending()
         self._finish()
+
+    def step(self, round: int) -> None:
+        """Run one round; its rows are written while the next one trains, or with a checkpoint."""
+        started = time.perf_counter()
+        metrics, log = self._train(round)
+        scores: dict[str, float] = {}
+        evaluated: RoundLog | None = None
+        if self._due(round):
+            scores, evaluated = self._evaluate(round)
+        self._drain_engine_events()
+        seconds = time.perf_counter() - started
+        self._pending = _Pending(round, metrics, log, scores, evaluated, self._events, seconds)
+        self._events = []
+        self._round = round
+        self._checkpoint(round)
+
+    def write_pending(self) -> None:
+        """Write the rows of the last round and tell the user of it, if that is still to be done."""
+        if self._pending is None:
+            return
+        done, self._pending = self._pending, None
+        log = done.log
+        rows = {("train", name): value for name, value in done.metrics.items()}
+        rows |= {("test", name): value for name, value in done.scores.items()}
+        rows |= {
+            ("train", "clients"): float(len(log.reports) - len(log.failures)),
+            ("train", "bytes_down"): float(sum(log.bytes_down.values())),
+            ("train", "bytes_up"): float(sum(r.bytes_up for r in log.reports)),
+            ("train", "train_seconds"): log.seconds,
+            ("train", "seconds"): done.seconds,
+        }
+        client_rows = _train_rows(log)
+        if done.evaluated is not None:
+            reports = done.evaluated.reports
+            client_rows += _columns("test", [(r.client, r.metrics) for r in reports])
+        self._recorder.write_round(done.round, rows, client_rows, done.events)
+        self.progress.round_end(done.round, {**done.metrics, **done.scores}, done.seconds)
 
     def _train(self, round: int) -> tuple[dict[str, float], RoundLog]:
         experiment, strategy, grid = self.experiment, self.parts.strategy, self._grid
@@ -178,7 +210,7 @@ class RoundLoop:
         except RunFailed as error:
             self._note(grid.log)
             self._drain_engine_events()
-            self._await_writing()
+            self.write_pending()
             self._recorder.write_events(round, self._events)
             raise RunFailed(f"round {round}: {error}") from None
         log = grid.log
@@ -196,7 +228,7 @@ class RoundLoop:
     def _take(self, arrays: ArrayRecord, log: RoundLog) -> None:
         """Make `arrays` the global model; integer buffers are never averages."""
         if isinstance(self.parts.strategy, Strategy):
-            self._params = tree_of(arrays).get("model")
+            self.params = tree_of(arrays).get("model")
             self._arrays = arrays
             return
         tree = tree_of(arrays, self._initial)
@@ -204,21 +236,21 @@ class RoundLoop:
         if params is not None and params.integers:
             kept = {n: log.integers.get(n, v) for n, v in params.integers.items()}
             params = params.replace(params.flat, kept)
-        self._params = params
+        self.params = params
         self._arrays = TreeRecord({**tree, "model": params}) if params is not None else arrays
 
     def _due(self, round: int) -> bool:
         return round % self.experiment.evaluation.every == 0 or round == self.experiment.rounds
 
-    def _evaluate(self, round: int) -> tuple[dict[str, float], list[Any]]:
-        """Return global scores, and rows of every client that was evaluated on its own data."""
+    def _evaluate(self, round: int) -> tuple[dict[str, float], RoundLog | None]:
+        """Return global scores, and the log of the clients evaluated on their own data."""
         scores = {}
-        if self._params is not None:
+        if self.params is not None:
             rows = len(self.parts.dataset.test)
-            scored = self._grid.score(self._params, rows, round)
+            scored = self._grid.score(self.params, rows, round)
             scores = {f"generic/{name}": value for name, value in scored.items()}
         if not self.experiment.evaluation.personal or not self._grid.evaluation_clients:
-            return scores, []
+            return scores, None
         strategy, grid = self.parts.strategy, self._grid
         grid.on_progress = lambda done, total: None
         with seeded_globals(self.experiment.seed, "strategy/configure-evaluate", round):
@@ -229,7 +261,7 @@ class RoundLoop:
         with seeded_globals(self.experiment.seed, "strategy/aggregate-evaluate", round):
             metrics = strategy.aggregate_evaluate(round, [r for r in replies if not r.has_error()])
         scores |= {f"clients/{name}": value for name, value in _numbers(metrics).items()}
-        return scores, _columns("test", [(r.client, r.metrics) for r in log.reports])
+        return scores, log
 
     def _checkpoint(self, round: int) -> None:
         settings, last = self.experiment.checkpoint, round == self.experiment.rounds
@@ -240,17 +272,17 @@ class RoundLoop:
         value = {
             "experiment": digest(self.experiment),
             "strategy": capture(self.parts.strategy),
-            "params": self._params,
+            "params": self.params,
             "states": self._states.index(),
         }
-        self._await_writing()
+        self.write_pending()
         self._recorder.sync()
         checkpoint.save(self.folder.path, round, value)
         self._saved_at = time.monotonic()
 
     def _finish(self) -> None:
-        if self._params is not None:
-            self.folder.save_model({name: self._params[name] for name in self._params})
+        if self.params is not None:
+            self.folder.save_model({name: self.params[name] for name in self.params})
 
     def _note(self, log: RoundLog) -> None:
         for report in log.failures:
@@ -270,23 +302,12 @@ class RoundLoop:
         self._events.append((client, kind, text))
         self.progress.event(self._round + 1, client, kind, text.split("\n")[0])
 
-    def _write(self, *row: Any) -> None:
-        """Write a round's rows while the next round trains, at most one round behind."""
-        self._await_writing()
-        self._writing = self._writer.submit(self._recorder.write_round, *row)
-
-    def _await_writing(self) -> None:
-        """Wait until what is being written is written, and raise what went wrong with it."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
-
     def close(self) -> None:
         """Close the files; the folder is readable and resumable at any time."""
+        self._executor.when_waiting = _nothing
         try:
-            self._await_writing()
+            self.write_pending()
         finally:
-            self._writer.shutdown()
             self._states.close()
             self._recorder.close()
 
@@ -322,6 +343,10 @@ def build_parts(
             f"{dataset.card.input_shape}: {type(error).__name__}: {error}"
         ) from error
     return Parts(experiment, dataset, manifest, strategy, client, model)
+
+
+def _nothing() -> None:
+    """Do nothing while workers are at work."""
 
 
 def _numbers(record: MetricRecord | None) -> dict[str, float]:

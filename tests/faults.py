@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 
 from fedsim.client import Tree, Update
 from fedsim.local_sgd import LocalSGD
+from fedsim.params import Params
 
 
 class Faulty(LocalSGD):
@@ -26,6 +28,7 @@ class Faulty(LocalSGD):
     class Config(LocalSGD.Config):
         fault: str = "none"
         victim: int = 3
+        victims: tuple[int, ...] = ()  # fault "kill": whose worker dies first, second, ...
         since: int = 1
         times: int = 1
         marker: str = ""
@@ -38,9 +41,16 @@ class Faulty(LocalSGD):
     def train(self, payload: Tree, state: Any, data: Any, rng: Any, ctx: Any) -> Any:
         _, update = super().train(payload, None, data, rng, ctx)
         state = {"rounds": state["rounds"] + 1}
-        if ctx.client_id == self.config.victim and ctx.round >= self.config.since:
+        if ctx.client_id in self._victims() and ctx.round >= self.config.since:
             update = self._damage(update)
         return state, update
+
+    def _victims(self) -> tuple[int, ...]:
+        if not self.config.victims:
+            return (self.config.victim,)
+        marker = Path(self.config.marker)
+        done = len(marker.read_text()) if marker.exists() else 0
+        return self.config.victims[done : done + 1]
 
     def _damage(self, update: Update) -> Any:
         fault = self.config.fault
@@ -52,13 +62,28 @@ class Faulty(LocalSGD):
         elif fault == "huge":
             model.flat[5] = 1e12
         elif fault == "shape":
-            return Update({"model": {"weight": torch.zeros(3)}}, update.weight)
+            first, *others = model.layout.shapes
+            layout = replace(model.layout, shapes=((first[0] - 1, *first[1:]), *others))
+            return replace(update, tensors={"model": Params(layout, torch.zeros(layout.size))})
+        elif fault == "kind":
+            return replace(update, tensors={"model": {"weight": torch.zeros(3)}})
+        elif fault == "none-at-all":
+            return None
+        elif fault == "metric":
+            return replace(update, metrics={"train_loss": "low"})
+        elif fault == "exit":
+            sys.exit(3)
         elif fault == "missing":
             return Update({}, update.weight)
         elif fault == "weight":
             return replace(update, weight=0.0)
         elif fault == "type":
             return model
+        elif fault == "until" and not Path(self.config.marker).exists():
+            raise RuntimeError("the marker is missing")
+        elif fault == "until-sleep":
+            if not Path(self.config.marker).exists():
+                time.sleep(3600)
         elif fault == "sleep":
             time.sleep(3600)
         elif fault == "hang":

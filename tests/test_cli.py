@@ -281,13 +281,15 @@ def test_export_hands_the_run_to_the_api(
         seen.append((folder, to, out))
         return [Path("a.csv"), Path("b.csv")]
 
-    results = SimpleNamespace(export_run=export_run)
-    monkeypatch.setitem(sys.modules, "fedsim.run.results", results)
+    monkeypatch.setattr("fedsim.run.export.export_run", export_run)
     assert main(["export", "r", "--to", "csv", "--out", "o"]) == 0
     assert seen == [(Path("r"), "csv", Path("o"))]
     assert capsys.readouterr().out == "a.csv\nb.csv\n"
+
+
+def test_export_names_the_nearest_format(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "r", "--to", "cvs"]) == 2
-    assert "Did you mean 'csv'?" in capsys.readouterr().err
+    assert "got 'cvs'. Did you mean 'csv'?" in capsys.readouterr().err
 
 
 def test_bench_hands_the_workloads_to_the_api(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fedsim import rng
 from fedsim.components import build_dataset, build_model, build_partition
 from fedsim.config import Experiment
+from fedsim.engine.memory import keep_memory
 from fedsim.params import FlatModel
 
 GROUP = 17
@@ -55,14 +56,14 @@ class Limit:
         context = mp.get_context("spawn")
         self._next = context.Value("i", 0)
         self._pipes: list[Connection] = []
-        self._processes = []
+        self.processes = []
         for i in range(workers):
             ours, theirs = context.Pipe()
             arguments = (experiment, self._shared.name, i, workers, self._next, theirs, eager)
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             self._pipes.append(ours)
-            self._processes.append(process)
+            self.processes.append(process)
         for pipe in self._pipes:
             pipe.recv()
 
@@ -82,7 +83,7 @@ class Limit:
         """End the processes and free the shared memory."""
         for pipe in self._pipes:
             pipe.send(None)
-        for process in self._processes:
+        for process in self.processes:
             process.join(timeout=10)
             if process.is_alive():
                 process.kill()
@@ -101,7 +102,7 @@ def _work(
     eager: bool,
 ) -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    keep_memory()
     dataset = build_dataset(experiment)
     manifest = build_partition(experiment, dataset)
     card = dataset.card
@@ -179,11 +180,11 @@ class _Convolutional:
                     with torch.no_grad():
                         for parameter in parameters:
                             if parameter.grad is not None:
-                                parameter -= self.lr * parameter.grad
+                                parameter.sub_(self.lr * parameter.grad)
                 else:
                     grads = torch.autograd.grad(loss, parameters)
                     with torch.no_grad():
-                        torch._foreach_add_(parameters, grads, alpha=-self.lr)
+                        torch._foreach_add_(list(parameters), grads, alpha=-self.lr)
             with torch.no_grad():
                 if self.eager:
                     for name, view in self.flat.layout.views(self.flat.flat).items():

@@ -33,9 +33,6 @@ MAX_BLOCKS = 32
 MIN_BLOCK_WORK = 2.5e6
 """Training samples x parameters below which a block is not worth its round trip."""
 
-GROUPS = 3
-"""Groups of clients that are trained together that a block has at least."""
-
 SHARD = 1024
 """Rows of the global test set that are scored together."""
 
@@ -86,7 +83,8 @@ class SimulationGrid(Grid):
         self._group_size = group_size
         self._min_survivors = min_survivors
         self._abort = abort_on_defect
-        self._seconds: dict[int, float] = {}
+        self._seconds: dict[int, float] = {}  # of each client's latest training
+        self._pace = 1e-3  # seconds a training sample takes, over the latest round
         self._run = compat.empty_run()
         self._replies: dict[str, Message] = {}
         compat.identify_server()
@@ -153,6 +151,7 @@ class SimulationGrid(Grid):
             replies += self._run_group(group, training)
         self.log.seconds = time.perf_counter() - started
         if training:
+            self._learn_pace()
             self._check_survivors(len(ordered))
             self._keep_states()
         return replies
@@ -235,11 +234,11 @@ class SimulationGrid(Grid):
         length = block_length(len(parts), sum(work) * weight, self._group_size)
         kind: Any = "train" if training else "evaluate"
         round = _round_of(messages[0])
-        blocks = []
+        blocks: list[Block] = []
         for start in range(0, len(parts), length):
             some = parts[start : start + length]
             costs = [
-                self._seconds.get(p.client, w * 1e-9 * weight)
+                self._seconds.get(p.client, w * self._pace)
                 for p, w in zip(some, work[start : start + length], strict=True)
             ]
             cost = float(sum(costs)) if training else float(sum(work[start : start + length]))
@@ -272,7 +271,8 @@ class SimulationGrid(Grid):
             tree = result.sums.mean()
             metrics = _mean_metrics(survivors)
             metrics["num-examples"] = result.sums.weight
-            content = RecordDict({"arrays": TreeRecord(tree), "metrics": MetricRecord(metrics)})
+            numbers = MetricRecord({**metrics})
+            content = RecordDict({"arrays": TreeRecord(tree), "metrics": numbers})
             replies.append(compat.reply_to(messages[survivors[0].client], content))
         return replies
 
@@ -280,8 +280,8 @@ class SimulationGrid(Grid):
         if report.content is not None:
             return report.content
         # Flower's strategies drop metrics of zero weight, a client without test samples has none.
-        numbers = {**report.metrics, "num-examples": report.weight}
-        content = RecordDict({"metrics": MetricRecord(numbers)})
+        numbers = MetricRecord({**report.metrics, "num-examples": report.weight})
+        content = RecordDict({"metrics": numbers})
         if training:
             content["arrays"] = TreeRecord(report.update or {})
         return content
@@ -349,6 +349,13 @@ class SimulationGrid(Grid):
                 f"needs {needed}: {reasons}{more}"
             )
 
+    def _learn_pace(self) -> None:
+        """Take from this round how long clients will take that have not been seen before."""
+        good = [r for r in self.log.reports if r.failure is None]
+        samples = sum(int(self._manifest.num_train[r.client]) for r in good)
+        if samples:
+            self._pace = sum(r.seconds for r in good) / samples
+
     def _keep_states(self) -> None:
         for report in self.log.reports:
             if report.state is not None and report.failure is None:
@@ -359,12 +366,10 @@ def block_length(cohort: int, work: float, group_size: int = 1) -> int:
     """Return how many clients a block has; follows from the experiment, never from the workers.
 
     `work` is training samples x parameters of the whole cohort. Where clients are trained
-    `group_size` at a time, so quickly that the round trip shows, a block is `GROUPS` groups.
+    `group_size` at a time a block is a whole number of groups.
     """
     count = max(1, min(MAX_BLOCKS, cohort, int(work / MIN_BLOCK_WORK)))
     length = -(-cohort // count)
-    if group_size > 1:
-        length = max(length, GROUPS * group_size)
     return -(-length // group_size) * group_size
 
 
@@ -374,7 +379,8 @@ def _by_payload(messages: list[Message], whole: bool) -> list[list[Message]]:
     With `whole` they must share all of it: a foreign app is sent no part of its own.
     """
     groups: dict[tuple[int, ...], list[Message]] = {}
-    content, key = None, []
+    content: RecordDict | None = None
+    key: list[int] = []
     for message in messages:
         if message.content is content:
             groups[tuple(key)].append(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -129,6 +130,7 @@ class Executor(Protocol):
 
     events: list[EngineEvent]
     num_workers: int
+    when_waiting: Callable[[], None]  # called when blocks are handed out and the driver is idle
 
     def run(self, blocks: list[Block], payload: Tree) -> Any:
         """Yield a `BlockResult` for every block, in any order."""

@@ -6,17 +6,27 @@ results do not show it. One machine or a cluster makes no difference to the resu
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
 import os
+import pickle
+import signal
+import socket
 import sys
+import threading
 import time
+import traceback
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from fedsim.engine.jobs import Block, BlockResult, EngineEvent, Failure, Report, WorkerSpec
+from fedsim.engine.links import Broadcast, Link, LocalLink, RemoteLink, WorkerLost
+from fedsim.engine.memory import keep_memory
 from fedsim.engine.transport import Parcel, Shelf, dump, load
 from fedsim.errors import InputError, RunFailed
 from fedsim.maths import trees
@@ -54,8 +64,10 @@ class _Actor:
         # Ray shows an actor only its own GPUs, so the first visible one is the assigned one.
         self._worker = Worker(spec, "cuda:0" if use_gpu else "cpu")
         self._payload: tuple[int, Tree] = (-1, {})
+        keep_memory()
+        gc.freeze()  # what is imported stays; no collection needs to walk it again
 
-    def ready(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         import ray
 
         return {
@@ -66,15 +78,28 @@ class _Actor:
             "node": ray.get_runtime_context().get_node_id(),
         }
 
-    def run(self, parcel: Parcel, number: int, payload: Any) -> Parcel:
-        if self._payload[0] != number:
-            self._payload = (number, load(payload))
-        result = self._worker.run(load(parcel), self._payload[1])
-        if self._shelf is not None:
-            return self._shelf.put(result)
-        remote, buffers = dump(result)
-        remote.buffers = buffers
-        return remote
+    def run(self, parcel: Parcel, number: int, payload: Parcel) -> Parcel | str:
+        """Run a block; the answer is its result, or the traceback of what went wrong."""
+        try:
+            block = load(parcel, unlink=parcel.path is not None)
+            if self._payload[0] != number:
+                self._payload = (number, load(payload))
+            result = self._worker.run(block, self._payload[1])
+            return dump(result) if self._shelf is None else self._shelf.put(result)
+        except Exception:
+            return traceback.format_exc()
+
+    def serve(self, path: str) -> None:
+        """Run the blocks that come through a Unix socket until its other end is closed."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(path)
+            connection = Connection(client.detach())
+        while True:
+            try:
+                message = connection.recv_bytes()
+            except EOFError:
+                return
+            connection.send_bytes(pickle.dumps(self.run(*pickle.loads(message))))
 
 
 @dataclass
@@ -99,9 +124,9 @@ class _Slot:
 
     number: int
     handle: Any = None
-    jobs: deque[tuple[Any, _Job]] = field(default_factory=deque)
-    local: bool = True
-    pid: int = 0
+    link: Link | None = None
+    jobs: deque[_Job] = field(default_factory=deque)
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 class RayExecutor:
@@ -109,10 +134,13 @@ class RayExecutor:
 
     def __init__(self, spec: WorkerSpec, max_workers: int | None = None) -> None:
         self.events: list[EngineEvent] = []
+        self.when_waiting: Callable[[], None] = lambda: None
         self._spec = spec
         self._config = spec.experiment.engine
         self._restarts = 0
         self._payloads = 0
+        self._links = 0
+        keep_memory()
         self._ray = connect(spec)
         self.num_workers = self._count_workers(max_workers)
         self._shelf = Shelf.create()
@@ -132,10 +160,7 @@ class RayExecutor:
         if config.gpus > 0:
             limits.append(int(gpus / config.gpus + 1e-9))
         room = min(limits) if limits else 1
-        if config.workers is None:
-            count = max(1, min(room, most or room))
-        else:
-            count = config.workers
+        count = config.workers or max(1, min(room, most or room))
         if room < count:
             self.close_cluster()
             raise InputError(
@@ -151,95 +176,93 @@ class RayExecutor:
         return actor.remote(self._spec_ref, self._shelf.folder, self._node)
 
     def _await_ready(self, slots: list[_Slot]) -> None:
-        refs = {slot.handle.ready.remote(): slot for slot in slots}
-        done, late = self._ray.wait(
-            list(refs), num_returns=len(refs), timeout=START_SECONDS * (1 + len(refs) / 8)
-        )
+        """Wait until the actors of these slots are built, then open a link to each."""
+        refs = {slot.handle.describe.remote(): slot for slot in slots}
+        seconds = START_SECONDS * (1 + len(refs) / 8)
+        done, late = self._ray.wait(list(refs), num_returns=len(refs), timeout=seconds)
         if late:
-            raise RunFailed(
-                f"{len(late)} of {len(refs)} workers did not start within {START_SECONDS:g} s"
-            )
+            raise RunFailed(f"{len(late)} of {len(refs)} workers did not start in {seconds:g} s")
+        errors = self._ray.exceptions
         for ref in done:
+            slot = refs[ref]
             try:
-                about = self._ray.get(ref)
-            except self._ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from None
-            except self._ray.exceptions.RayActorError as error:
-                cause = getattr(error, "cause", None)
-                if isinstance(cause, InputError):
-                    raise cause from None
-                raise RunFailed(f"a worker died while it started: {error}") from None
-            refs[ref].local, refs[ref].pid = about["local"], about["pid"]
+                slot.about = self._ray.get(ref)
+            except (errors.RayTaskError, errors.RayActorError) as error:
+                raise RunFailed(f"a worker failed while it started: {error}") from None
+            if slot.about["local"]:
+                self._links += 1
+                name = f"worker-{self._links}"
+                slot.link = LocalLink(slot.handle, self._shelf, name, START_SECONDS)
+            else:
+                slot.link = RemoteLink(self._ray, slot.handle)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return pid, device, GPU ids and node of every worker."""
-        return self._ray.get([slot.handle.ready.remote() for slot in self.slots])
+        return [slot.about for slot in self.slots]
 
     def run(self, blocks: list[Block], payload: Tree) -> Iterator[BlockResult]:
         """Yield results as they come; a block whose worker dies is run again."""
         queue = deque(_Job(b) for b in sorted(blocks, key=lambda b: (-b.cost, b.index)))
-        broadcast = _Broadcast(self, payload)
+        self._payloads += 1
+        broadcast = Broadcast(self._ray, self._shelf, self._payloads, payload)
         try:
             while queue or any(slot.jobs for slot in self.slots):
                 self._fill(queue, broadcast)
-                heads = {slot.jobs[0][0]: slot for slot in self.slots if slot.jobs}
-                done, _ = self._ray.wait(list(heads), num_returns=1, timeout=self._patience(heads))
-                if not done:
-                    self._kill_overdue(heads, queue)
-                for ref in done:
-                    slot = heads[ref]
-                    job = slot.jobs[0][1]
+                self.when_waiting()
+                busy = {slot.link.waitable: slot for slot in self.slots if slot.link and slot.jobs}
+                ready = wait(list(busy), self._patience())
+                if not ready:
+                    self._kill_overdue()
+                for waitable in ready:
+                    slot = busy[waitable]  # type: ignore[index]
                     try:
-                        parcel = self._ray.get(ref)
-                    except self._ray.exceptions.RayActorError:
-                        yield from self._lost(slot, queue, "died")
+                        result = slot.link.receive()  # type: ignore[union-attr]
+                    except WorkerLost:
+                        yield from self._lost(slot, queue)
                         continue
-                    slot.jobs.popleft()
+                    job = slot.jobs.popleft()
                     if slot.jobs:
-                        slot.jobs[0][1].started = time.monotonic()
-                    result = load(parcel, unlink=True)
+                        slot.jobs[0].started = time.monotonic()
                     yield from _collect(job, result)
         finally:
             broadcast.close()
 
-    def _fill(self, queue: deque[_Job], broadcast: _Broadcast) -> None:
+    def _fill(self, queue: deque[_Job], broadcast: Broadcast) -> None:
         """Give every worker its next blocks, one round over all workers at a time."""
         for depth in range(1, DEPTH + 1):
             for slot in self.slots:
-                if queue and len(slot.jobs) < depth:
+                if queue and slot.link is not None and len(slot.jobs) < depth:
                     job = queue.popleft()
                     job.started = time.monotonic()
-                    parcel = broadcast.parcel(job.block, slot.local)
-                    number, payload = broadcast.number, broadcast.payload(slot.local)
-                    ref = slot.handle.run.remote(parcel, number, payload)
-                    slot.jobs.append((ref, job))
+                    slot.link.send(job.block, broadcast)
+                    slot.jobs.append(job)
 
     def _allowed_seconds(self, job: _Job) -> float | None:
         limit = self._config.timeout
         return None if limit is None else limit * max(1, len(job.block.clients)) + GRACE_SECONDS
 
-    def _patience(self, heads: dict[Any, _Slot]) -> float | None:
-        """Seconds until the first block is overdue; None without a timeout."""
-        now, waits = time.monotonic(), []
-        for slot in heads.values():
-            job = slot.jobs[0][1]
-            allowed = self._allowed_seconds(job)
-            if allowed is not None:
-                waits.append(max(0.05, job.started + allowed - now))
-        return min(waits) if waits else None
+    def _overdue_in(self, job: _Job) -> float:
+        """Seconds until a block has taken too long; infinite without a timeout."""
+        allowed = self._allowed_seconds(job)
+        return math.inf if allowed is None else job.started + allowed - time.monotonic()
 
-    def _kill_overdue(self, heads: dict[Any, _Slot], queue: deque[_Job]) -> None:
-        for slot in heads.values():
-            job = slot.jobs[0][1]
-            allowed = self._allowed_seconds(job)
-            if allowed is not None and time.monotonic() - job.started > allowed:
+    def _patience(self) -> float | None:
+        """Seconds until the first block is overdue; None without a timeout."""
+        first = min(self._overdue_in(slot.jobs[0]) for slot in self.slots if slot.jobs)
+        return None if first == math.inf else max(0.05, first)
+
+    def _kill_overdue(self) -> None:
+        for slot in self.slots:
+            if slot.jobs and self._overdue_in(slot.jobs[0]) < 0:
                 # The timer inside the worker could not stop the client: it hangs in C code.
                 self._ray.kill(slot.handle, no_restart=True)
 
-    def _lost(self, slot: _Slot, queue: deque[_Job], how: str) -> Iterator[BlockResult]:
+    def _lost(self, slot: _Slot, queue: deque[_Job]) -> Iterator[BlockResult]:
         """Replace a dead worker and put its blocks back; never touch the dead handle again."""
-        jobs = [job for _, job in slot.jobs]
+        jobs = list(slot.jobs)
         slot.jobs.clear()
+        if slot.link is not None:
+            slot.link.close()
         self._restarts += 1
         head = jobs[0]
         head.attempts += 1
@@ -247,8 +270,9 @@ class RayExecutor:
         self.events.append(
             EngineEvent(
                 "worker-died",
-                f"worker {slot.number} (pid {slot.pid}) {how} in round {head.block.round} with "
-                f"block {head.block.index} (clients {_brief(clients)}); replaced, block run again",
+                f"worker {slot.number} (pid {slot.about['pid']}) died in round "
+                f"{head.block.round} with block {head.block.index} (clients {_brief(clients)}); "
+                "replaced, block run again",
             )
         )
         if self._restarts > self._config.max_restarts:
@@ -270,6 +294,8 @@ class RayExecutor:
     def close(self) -> None:
         """Stop the workers, and Ray if this executor started it."""
         for slot in self.slots:
+            if slot.link is not None:
+                slot.link.close()
             if slot.handle is not None:
                 self._ray.kill(slot.handle, no_restart=True)
         self._shelf.close()
@@ -277,38 +303,6 @@ class RayExecutor:
 
     def close_cluster(self) -> None:
         self._ray.shutdown()
-
-
-class _Broadcast:
-    """One payload on its way to all workers, put in place once for each kind of way."""
-
-    def __init__(self, executor: RayExecutor, payload: Tree) -> None:
-        executor._payloads += 1
-        self.number = executor._payloads
-        self._executor = executor
-        self._tree = payload
-        self._local: Parcel | None = None
-        self._remote: Any = None
-
-    def payload(self, local: bool) -> Any:
-        if local:
-            if self._local is None:
-                self._local = self._executor._shelf.put(self._tree)
-            return self._local
-        if self._remote is None:
-            parcel, buffers = dump(self._tree)
-            parcel.buffers = buffers
-            self._remote = self._executor._ray.put(parcel)
-        return self._remote
-
-    def parcel(self, block: Block, local: bool) -> Parcel:
-        parcel, buffers = dump(block)
-        parcel.buffers = buffers
-        return parcel
-
-    def close(self) -> None:
-        if self._local is not None and self._local.path is not None:
-            os.unlink(self._local.path)
 
 
 def _split(block: Block) -> list[_Job]:
@@ -368,26 +362,37 @@ def connect(spec: WorkerSpec) -> Any:
     config = spec.experiment.engine
     if ray.is_initialized():
         return _Borrowed(ray)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if config.address is not None:
             try:
+                _check_answers(config.address)
                 ray.init(address=config.address, **common)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (ConnectionError, OSError, RuntimeError, ValueError) as error:
                 raise InputError(
                     f"engine.address = {config.address!r}: no Ray cluster answers there ({error}); "
                     "start one with `ray start --head`, or leave the address out"
                 ) from None
-            return ray
-        cpus = max(os.cpu_count() or 1, _ceil((config.workers or 1) * config.cpus))
-        ray.init(
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=256 * 2**20,
-            **common,
-        )
+        else:
+            ray.init(
+                num_cpus=max(os.cpu_count() or 1, _ceil((config.workers or 1) * config.cpus)),
+                include_dashboard=False,
+                object_store_memory=256 * 2**20,
+                **common,
+            )
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        # Ray has put its own in the place of the command line's, which is as orderly.
+        signal.signal(signal.SIGTERM, on_sigterm)
     return ray
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError if nothing listens at ``host:port``; Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 class _Borrowed:

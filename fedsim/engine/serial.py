@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from fedsim.engine.jobs import Block, BlockResult, EngineEvent, WorkerSpec
+from fedsim.engine.memory import keep_memory
 from fedsim.engine.worker import Worker
 from fedsim.maths.trees import Tree
 
@@ -16,15 +17,18 @@ class SerialExecutor:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.events: list[EngineEvent] = []
+        self.when_waiting: Callable[[], None] = lambda: None
         self.num_workers = 1
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
+        keep_memory()
         gpus = spec.experiment.engine.gpus
         device = "cuda:0" if gpus > 0 and torch.cuda.is_available() else "cpu"
         self._worker = Worker(spec, device)
 
     def run(self, blocks: list[Block], payload: Tree) -> Iterator[BlockResult]:
         """Yield the results in the order of the blocks."""
+        self.when_waiting()
         for block in blocks:
             yield self._worker.run(block, payload)
 

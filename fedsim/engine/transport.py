@@ -55,7 +55,7 @@ class _Pickler(pickle.Pickler):
     """Pickles tensors as numpy arrays, whose memory goes out of band."""
 
     # By exact type, so that the pickler calls no Python code for anything else.
-    dispatch_table: ClassVar[dict[type, Callable[[Any], Any]]] = {
+    dispatch_table: ClassVar[dict[type, Callable[[Any], Any]]] = {  # type: ignore[misc]
         **copyreg.dispatch_table,
         Params: _reduce_params,
         Tensor: _reduce_tensor,
@@ -97,21 +97,19 @@ class Shelf:
 
     def put(self, value: Any) -> Parcel:
         """Pickle `value`; large buffers go to a new file of the folder."""
-        parcel, buffers = dump(value)
-        total = sum(b.nbytes for b in buffers)
-        if total <= INLINE_BYTES:
-            parcel.buffers = [np.array(b) for b in buffers]
+        parcel = dump(value)
+        if sum(b.nbytes for b in parcel.buffers) <= INLINE_BYTES:
             return parcel
-        path = os.path.join(self.folder, f"{os.getpid()}-{next(self._names)}")
+        parcel.path = os.path.join(self.folder, f"{os.getpid()}-{next(self._names)}")
         offset = 0
-        with open(path, "wb") as file:
-            for buffer in buffers:
-                file.write(buffer)
-                parcel.spans.append((offset, buffer.nbytes))
+        with open(parcel.path, "wb") as file:
+            for buffer in parcel.buffers:
                 padding = -buffer.nbytes % 64
+                file.write(buffer.data)
                 file.write(bytes(padding))
+                parcel.spans.append((offset, buffer.nbytes))
                 offset += buffer.nbytes + padding
-        parcel.path = path
+        parcel.buffers = []
         return parcel
 
     def close(self) -> None:
@@ -119,12 +117,12 @@ class Shelf:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def dump(value: Any) -> tuple[Parcel, list[np.ndarray]]:
-    """Pickle `value` and return its buffers apart."""
+def dump(value: Any) -> Parcel:
+    """Pickle `value` into a parcel that carries its buffers itself."""
     raw: list[pickle.PickleBuffer] = []
     header = io.BytesIO()
     _Pickler(header, protocol=5, buffer_callback=raw.append).dump(value)
-    return Parcel(header.getvalue()), [np.frombuffer(b.raw(), dtype=np.uint8) for b in raw]
+    return Parcel(header.getvalue(), buffers=[np.frombuffer(b.raw(), np.uint8) for b in raw])
 
 
 def load(parcel: Parcel, unlink: bool = False) -> Any:

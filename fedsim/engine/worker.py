@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -159,8 +159,10 @@ class Worker:
         state = None
         if self.client.stateful:
             # The bytes come from the platform's own store, which has checked them.
-            known = part.state is not None
-            state = from_bytes(part.state, verify=False) if known else self.client.init_state(ctx)
+            if part.state is None:
+                state = self.client.init_state(ctx)
+            else:
+                state = from_bytes(part.state, verify=False)
         own = payload if part.own is None else {**payload, **part.own}
         generator = rng.torch_generator(ctx.seed, "client", block.round, part.client)
         return Task(own, state, self.data(part), generator, ctx)
@@ -213,7 +215,7 @@ class Worker:
         return Report(
             part.client,
             weight=update.weight,
-            metrics=update.metrics,
+            metrics=_numbers(update.metrics),
             bytes_up=trees.num_bytes(update.tensors),
             update=update.tensors,
             state=to_bytes(state, f"state of client {part.client}")
@@ -226,7 +228,7 @@ class Worker:
         task = self._task(block, part, payload)
         self.seed_globals(block, part.client)
         metrics = self.client.evaluate(task.payload, task.state, task.data, task.ctx)
-        return Report(part.client, weight=float(len(task.data.test)), metrics=dict(metrics))
+        return Report(part.client, weight=float(len(task.data.test)), metrics=_numbers(metrics))
 
     def _guarded(self, block: Block, part: Assignment, work: Callable[[], Report]) -> Report:
         """Run one client's work; turn whatever goes wrong into a named failure."""
@@ -243,7 +245,7 @@ class Worker:
             gc.collect()
             text = f"{where}: out of memory: {error}"
             report = Report(part.client, failure=Failure("out-of-memory", text))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = f"{where}: {type(error).__name__}: {error}"
             report = Report(part.client, failure=Failure("raised", text, traceback.format_exc()))
         report.seconds = time.perf_counter() - started
@@ -294,6 +296,18 @@ class Worker:
         if sent is not self._normed[0]:
             self._normed = (sent, trees.norm(sent))
         return self._normed[1]
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return a client's metrics as plain floats.
+
+    Raises:
+        TypeError: one of them is no number.
+    """
+    for name, value in metrics.items():
+        if not isinstance(value, int | float | np.number | torch.Tensor):
+            raise TypeError(f"metric {name!r} must be a number, got {value!r}")
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _first_non_finite(tree: Tree) -> str:

@@ -5,28 +5,27 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
-from fedsim.errors import InputError, RunFailed, check
+from fedsim.errors import InputError, RunFailed, nearest
 from fedsim.run.files import reason, replace_with
 from fedsim.run.results import Run
 
 
-def export_run(
-    folder: str | Path, to: Literal["csv", "parquet"], out: str | Path | None = None
-) -> list[Path]:
+def export_run(folder: str | Path, to: str, out: str | Path | None = None) -> list[Path]:
     """Write ``metrics``, ``clients`` and ``events`` of a run to files in `out`.
 
-    `out` is the run's own folder ``export`` unless given. A csv file holds every float in
-    full and ``nan`` for NaN; what is missing is an empty cell.
+    `to` is ``csv`` or ``parquet``. `out` is the run's own folder ``export`` unless given. A csv
+    file holds every float in full and ``nan`` for NaN; what is missing is an empty cell.
 
     Raises:
         InputError: not a run, an unknown format, or pyarrow is missing for parquet.
         RunFailed: the disk is full or fails.
     """
-    check(to in ("csv", "parquet"), "an export's format must be csv or parquet", to)
+    if to not in ("csv", "parquet"):
+        hint = nearest(to, ("csv", "parquet"))
+        raise InputError(f"an export's format must be csv or parquet, got {to!r}.{hint}")
     if to == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise InputError("export to parquet needs pyarrow: pip install 'fedsim[parquet]'")
     run = Run(folder)

@@ -136,6 +136,8 @@ class RunFolder:
         self.lock()
         try:
             self._check_vacant()
+            for half in self.path.glob(f"*{ASIDE}*"):  # of a start that was killed
+                half.unlink()
             texts = {
                 "status.json": self._status_text("running", None),
                 "environment.json": json.dumps(dict(environment), indent=2) + "\n",
@@ -291,12 +293,12 @@ class RunFolder:
         if not self.path.is_dir():
             return
         if self._marker() is None:
-            ours = {"lock", *(ASIDE + name for name in _PARTS)}
-            foreign = sorted(p.name for p in self.path.iterdir() if p.name not in ours)
+            names = (p.name for p in self.path.iterdir())
+            foreign = sorted(n for n in names if n != "lock" and ASIDE not in n)
             if foreign:
-                names = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+                shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
                 raise InputError(
-                    f"run folder {self.path} holds files that are not of a run ({names}); "
+                    f"run folder {self.path} holds files that are not of a run ({shown}); "
                     "choose another name or another folder for the output"
                 )
         elif (self.path / "config.yaml").is_file() and not self._force:

@@ -8,7 +8,7 @@ import torch
 
 from fedsim.data.dataset import Card, Split
 from fedsim.data.partition import Manifest
-from fedsim.data.views import View, client_data
+from fedsim.data.views import ClientData, View
 from fedsim.errors import InputError
 
 
@@ -196,12 +196,12 @@ def test_client_data_follows_the_manifest() -> None:
     manifest = Manifest(
         np.array([9, 8, 7, 6, 5, 0]), np.array([0, 5, 6]), np.array([2, 0]), np.array([1, 0])
     )
-    first = client_data(numbered(10), card(), manifest, 0)
+    first = ClientData(numbered(10), manifest.client(0), card())
     assert [v.indices.tolist() for v in (first.train, first.validation, first.test)] == [
         [9, 8],
         [7, 6],
         [5],
     ]
-    second = client_data(numbered(10), card(), manifest, 1)
+    second = ClientData(numbered(10), manifest.client(1), card())
     assert (len(second.train), len(second.validation), len(second.test)) == (1, 0, 0)
     assert value(second.train.inputs()) == [0]

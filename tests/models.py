@@ -1,0 +1,23 @@
+"""Models for tests."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def dropout_and_batch_norm(
+    input_shape: tuple[int, int, int], num_classes: int, *, width: int = 64, dropout: float = 0.3
+) -> nn.Module:
+    """A convolution with batch normalisation and a hidden layer with dropout."""
+    channels, height, rows = input_shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * (height // 2) * (rows // 2), width),
+        nn.Dropout(dropout),
+        nn.ReLU(),
+        nn.Linear(width, num_classes),
+    )
