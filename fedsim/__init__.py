@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedsim.errors import InputError, RunFailed
     from fedsim.local_sgd import LocalSGD
     from fedsim.params import Params
-    from fedsim.run.results import Run, load_run, load_runs
+    from fedsim.runs.results import Run, load_run, load_runs
     from fedsim.strategy import Payload, ServerContext, Strategy
 
 _HOMES = {
@@ -32,9 +32,9 @@ _HOMES = {
     "RunFailed": "fedsim.errors",
     "LocalSGD": "fedsim.local_sgd",
     "Params": "fedsim.params",
-    "Run": "fedsim.run.results",
-    "load_run": "fedsim.run.results",
-    "load_runs": "fedsim.run.results",
+    "Run": "fedsim.runs.results",
+    "load_run": "fedsim.runs.results",
+    "load_runs": "fedsim.runs.results",
     "Payload": "fedsim.strategy",
     "ServerContext": "fedsim.strategy",
     "Strategy": "fedsim.strategy",
@@ -65,6 +65,5 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
     value = getattr(importlib.import_module(home), name)
-    # The package fedsim.run would otherwise hide the function of that name once imported.
     globals()[name] = value
     return value

@@ -16,9 +16,9 @@ from fedsim.engine.jobs import Executor, WorkerSpec
 from fedsim.errors import InputError
 from fedsim.progress import Progress
 from fedsim.rounds import Parts, RoundLoop, build_parts
-from fedsim.run.environment import describe
-from fedsim.run.folder import RunFolder
-from fedsim.run.results import Run
+from fedsim.runs.environment import describe
+from fedsim.runs.folder import RunFolder
+from fedsim.runs.results import Run
 
 if TYPE_CHECKING:
     from torch import nn

@@ -174,7 +174,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a run's metrics to files that other programs read."""
-    from fedsim.run.export import export_run
+    from fedsim.runs.export import export_run
 
     for path in export_run(folder, to, out):
         print(path)

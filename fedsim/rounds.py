@@ -26,12 +26,13 @@ from fedsim.engine.grid import RoundLog, SimulationGrid
 from fedsim.engine.jobs import Executor
 from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.errors import InputError, RunFailed
+from fedsim.maths.trees import Tree
 from fedsim.params import FlatModel, Params
 from fedsim.progress import Progress
-from fedsim.run import checkpoint
-from fedsim.run.folder import RunFolder
-from fedsim.run.record import Recorder
-from fedsim.run.states import StateStore
+from fedsim.runs import checkpoint
+from fedsim.runs.folder import RunFolder
+from fedsim.runs.record import Recorder
+from fedsim.runs.states import StateStore
 from fedsim.strategy import ServerContext, Strategy, sample_cohort
 
 Event = tuple[int | None, str, str]

@@ -82,7 +82,7 @@ def show_run(folder: Path) -> str:
     """
     from fedsim.config import to_yaml
     from fedsim.progress import format_table
-    from fedsim.run.results import load_run
+    from fedsim.runs.results import load_run
 
     run = load_run(folder)
     stands = f"{run.status}, {run.rounds_done} of {run.config.rounds} rounds"

@@ -1,9 +1,9 @@
 """Run an experiment again and again, killed at each of its file operations, and resume it.
 
-    python -m tests.crash EXPERIMENT OUT STEP
+    python -m tests.crash EXPERIMENT OUT FIRST STEP
 
 Every run is a fork of this process that kills itself at the n-th operation on its folder, for
-n = 1, 1 + STEP, ... until one gets through; then another fork ends it. Prints a line a run: n, the
+n = FIRST, FIRST + STEP, ... until one gets through; then another fork ends it. Prints a line a run: n, the
 bits of the model, the recorded values.
 """
 
@@ -57,8 +57,8 @@ def fork(work: Any) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(experiment: str, out: Path, step: int) -> int:
-    count, status = 1, -signal.SIGKILL
+def main(experiment: str, out: Path, first: int, step: int) -> int:
+    count, status = first, -signal.SIGKILL
     while status == -signal.SIGKILL:
         place = out / str(count)
 
@@ -79,4 +79,4 @@ def main(experiment: str, out: Path, step: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))

@@ -281,7 +281,7 @@ def test_export_hands_the_run_to_the_api(
         seen.append((folder, to, out))
         return [Path("a.csv"), Path("b.csv")]
 
-    monkeypatch.setattr("fedsim.run.export.export_run", export_run)
+    monkeypatch.setattr("fedsim.runs.export.export_run", export_run)
     assert main(["export", "r", "--to", "csv", "--out", "o"]) == 0
     assert seen == [(Path("r"), "csv", Path("o"))]
     assert capsys.readouterr().out == "a.csv\nb.csv\n"

@@ -111,8 +111,8 @@ def test_fault_in_a_later_round_goes_on_in_every_round(tmp_path: Path) -> None:
 
 
 def test_a_failed_client_keeps_its_state_of_before(tmp_path: Path) -> None:
-    from fedsim.run import checkpoint
-    from fedsim.run.states import StateStore
+    from fedsim.runs import checkpoint
+    from fedsim.runs.states import StateStore
 
     client = {"name": FAULTY, "fault": "nan", "victim": VICTIM, "since": 2}
     run = fedsim.run(tiny(client=client, rounds=3), out=tmp_path)

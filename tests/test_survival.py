@@ -19,7 +19,7 @@ import fedsim
 from fedsim.cli import main
 from fedsim.errors import InputError, RunFailed
 from fedsim.progress import Progress
-from fedsim.run import checkpoint
+from fedsim.runs import checkpoint
 from fedsim.yaml_text import dump_yaml
 from tests.runs import (
     DROPOUT_AND_BATCH_NORM,
@@ -146,8 +146,10 @@ def test_killed_at_random_moments_on_ray(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("min_seconds", [0.0, 2.0])
-def test_killed_at_every_file_operation(min_seconds: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("min_seconds", "first"), [(0.0, 1), (2.0, 2)])
+def test_killed_at_every_third_file_operation(
+    min_seconds: float, first: int, tmp_path: Path
+) -> None:
     experiment = tiny(
         rounds=2,
         client={"name": f"{TESTS}/clients.py:Stateful"},
@@ -156,7 +158,7 @@ def test_killed_at_every_file_operation(min_seconds: float, tmp_path: Path) -> N
     )
     file = write(experiment, tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crash", str(file), str(tmp_path / "runs"), "1"],
+        [sys.executable, "-m", "tests.crash", str(file), str(tmp_path / "runs"), str(first), "3"],
         capture_output=True,
         text=True,
         env=environment(),
@@ -165,7 +167,7 @@ def test_killed_at_every_file_operation(min_seconds: float, tmp_path: Path) -> N
     )
     lines = [line.split() for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
-    assert len(lines) > 20  # moments at which it was killed
+    assert len(lines) > 8  # moments at which it was killed
     assert {line[3] for line in lines} == {"finished"}
     reference = fedsim.run(experiment, out=tmp_path / "other")
     assert {line[1] for line in lines} == {model_bits(reference)}

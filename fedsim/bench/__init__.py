@@ -151,7 +151,7 @@ def _loop(experiment: Experiment) -> Iterator[Any]:
     from fedsim.api import open_executor
     from fedsim.progress import Progress
     from fedsim.rounds import RoundLoop, build_parts
-    from fedsim.run.folder import RunFolder
+    from fedsim.runs.folder import RunFolder
 
     def data(experiment: Experiment) -> tuple[Any, Any]:
         dataset = components.build_dataset(experiment)
@@ -199,7 +199,7 @@ def _launch(engine: str) -> float:
 def _machine() -> str:
     import os
 
-    from fedsim.run.environment import cpu_model
+    from fedsim.runs.environment import cpu_model
 
     return (
         f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()}, {time.strftime('%Y-%m-%d')}"

@@ -27,7 +27,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedsim import rng
 from fedsim.engine.jobs import Assignment, Block, Report
 from fedsim.maths.trees import Tree
-from fedsim.run.codec import from_bytes, to_bytes
+from fedsim.runs.codec import from_bytes, to_bytes
 
 if TYPE_CHECKING:
     from fedsim.engine.worker import Worker

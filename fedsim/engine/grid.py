@@ -25,7 +25,7 @@ from fedsim.errors import RunFailed
 from fedsim.maths import trees
 from fedsim.maths.trees import Tree
 from fedsim.params import Params
-from fedsim.run.states import StateStore
+from fedsim.runs.states import StateStore
 
 MAX_BLOCKS = 32
 """Blocks a cohort is cut into at most: enough that the last ones even out over many workers."""

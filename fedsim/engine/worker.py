@@ -31,7 +31,7 @@ from fedsim.evaluate import counts
 from fedsim.maths import trees
 from fedsim.maths.trees import Tree
 from fedsim.params import FlatModel
-from fedsim.run.codec import from_bytes, to_bytes
+from fedsim.runs.codec import from_bytes, to_bytes
 
 
 class ClientTimeout(BaseException):

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import RunFailed
-from fedsim.run.codec import Damaged, check_seal, from_bytes, to_bytes
-from fedsim.run.files import ASIDE, reason, sync_folder
+from fedsim.runs.codec import Damaged, check_seal, from_bytes, to_bytes
+from fedsim.runs.files import ASIDE, reason, sync_folder
 
 FOLDER = "states"
 NAME = re.compile(r"round-\d+-\d+\.states")

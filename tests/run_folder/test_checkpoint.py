@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fedsim.errors import RunFailed
-from fedsim.run import checkpoint
+from fedsim.runs import checkpoint
 
 
 def files(folder: Path) -> list[str]:
@@ -151,7 +151,7 @@ def test_disk_that_fails_to_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 WRITER = """
 import sys, torch
 from pathlib import Path
-from fedsim.run import checkpoint
+from fedsim.runs import checkpoint
 print("ready", flush=True)
 for round in range(1, 100000):
     checkpoint.save(Path(sys.argv[1]), round, torch.full((20000,), float(round)), fsync=False)

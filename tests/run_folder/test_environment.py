@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsim.run.environment import describe, git_revision
+from fedsim.runs.environment import describe, git_revision
 
 
 def test_describe_is_complete_and_json() -> None:

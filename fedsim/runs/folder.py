@@ -26,9 +26,9 @@ import yaml
 from torch import Tensor
 
 from fedsim.errors import InputError, RunFailed, nearest
-from fedsim.run import checkpoint, states
-from fedsim.run.files import ASIDE, aside, reason, sync_folder, write_atomic
-from fedsim.run.record import reading
+from fedsim.runs import checkpoint, states
+from fedsim.runs.files import ASIDE, aside, reason, sync_folder, write_atomic
+from fedsim.runs.record import reading
 
 STATUSES = ("running", "finished", "failed", "interrupted")
 

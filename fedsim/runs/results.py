@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from fedsim.errors import InputError
-from fedsim.run.folder import RunFolder
-from fedsim.run.record import reading
+from fedsim.runs.folder import RunFolder
+from fedsim.runs.record import reading
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

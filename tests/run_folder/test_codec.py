@@ -20,8 +20,8 @@ from torch import nn
 
 from fedsim.errors import RunFailed
 from fedsim.params import FlatModel, Params
-from fedsim.run import codec
-from fedsim.run.codec import Damaged, decode, encode, from_bytes, to_bytes
+from fedsim.runs import codec
+from fedsim.runs.codec import Damaged, decode, encode, from_bytes, to_bytes
 
 
 @dataclass

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import RunFailed
-from fedsim.run.files import reason
+from fedsim.runs.files import reason
 
 GLOBAL = -1
 """`client` of a global value in ``entries``; a key column cannot be NULL."""

@@ -17,9 +17,9 @@ import safetensors.torch
 import torch
 
 from fedsim.errors import InputError, RunFailed
-from fedsim.run import checkpoint
-from fedsim.run.folder import RunFolder
-from fedsim.run.record import Recorder
+from fedsim.runs import checkpoint
+from fedsim.runs.folder import RunFolder
+from fedsim.runs.record import Recorder
 
 CONFIG = "name: a\nrounds: 30\n"
 
@@ -193,7 +193,7 @@ def test_status(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from fedsim.run.folder import RunFolder
+from fedsim.runs.folder import RunFolder
 class Manifest:
     def save(self, path): path.write_bytes(b"m")
 folder = RunFolder.create(Path(sys.argv[1]), "a", 0)

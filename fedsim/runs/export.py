@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from fedsim.errors import InputError, RunFailed, nearest
-from fedsim.run.files import reason, replace_with
-from fedsim.run.results import Run
+from fedsim.runs.files import reason, replace_with
+from fedsim.runs.results import Run
 
 
 def export_run(folder: str | Path, to: str, out: str | Path | None = None) -> list[Path]:

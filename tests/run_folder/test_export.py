@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from fedsim.errors import InputError
-from fedsim.run.export import export_run
-from fedsim.run.results import Run
-from tests.run.test_results import make
+from fedsim.runs.export import export_run
+from fedsim.runs.results import Run
+from tests.run_folder.test_results import make
 
 
 def test_csv(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fedsim.errors import RunFailed
-from fedsim.run.codec import from_bytes, to_bytes
-from fedsim.run.states import Index, StateStore
+from fedsim.runs.codec import from_bytes, to_bytes
+from fedsim.runs.states import Index, StateStore
 
 
 def state(client: int, round: int, size: int = 4) -> dict[str, object]:

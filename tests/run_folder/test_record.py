@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fedsim.errors import RunFailed
-from fedsim.run.record import Recorder, reading
+from fedsim.runs.record import Recorder, reading
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_readers_cannot_write(path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from fedsim.run.record import Recorder
+from fedsim.runs.record import Recorder
 recorder = Recorder(Path(sys.argv[1]))
 for round in range(1, 4):
     recorder.write_round(round, {("a", "x"): round}, [("a", "y", range(9), [round] * 9)])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,10 +12,10 @@ import torch
 
 from fedsim.config import load_experiment, to_yaml
 from fedsim.errors import InputError
-from fedsim.run.folder import RunFolder
-from fedsim.run.record import Recorder
-from fedsim.run.results import Run, load_run, load_runs
-from tests.run.test_folder import Manifest
+from fedsim.runs.folder import RunFolder
+from fedsim.runs.record import Recorder
+from fedsim.runs.results import Run, load_run, load_runs
+from tests.run_folder.test_folder import Manifest
 
 EXPERIMENT = {
     "name": "a",
@@ -215,11 +213,3 @@ def test_no_runs_at_all(tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"no runs in .*nothing"),
     ):
         load_runs(tmp_path / "nothing*")
-
-
-def test_the_package_stands_for_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fedsim.api
-
-    monkeypatch.setattr(fedsim.api, "run", lambda source, **options: (source, options))
-    package: Any = sys.modules["fedsim.run"]
-    assert package("file.yaml", seed=1) == ("file.yaml", {"seed": 1})

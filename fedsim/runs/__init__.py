@@ -1,0 +1,1 @@
+"""The run folder: recording, checkpoints, client states, reading runs back."""
