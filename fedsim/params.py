@@ -147,8 +147,8 @@ class Params(Mapping[str, Tensor]):
         return merged
 
     def norm(self) -> float:
-        """Euclidean norm of the flat vector (buffers included), computed in fp64."""
-        return float(torch.linalg.vector_norm(self.flat, dtype=torch.float64))
+        """Euclidean norm of the flat vector, buffers included."""
+        return float(torch.linalg.vector_norm(self.flat))
 
     def num_bytes(self) -> int:
         """Bytes the tensors take on the wire."""

@@ -77,6 +77,7 @@ class RoundLoop:
         self._initial = parts.model.params()
         self._arrays: ArrayRecord = TreeRecord({"model": self._initial})
         self.params: Params | None = self._initial
+        self._extra: Tree = {}  # what a foreign strategy's arrays hold besides the model
         self._states = StateStore(folder.path)
         self._recorder = Recorder(folder.path / "metrics.db")
         self._pending: _Pending | None = None
@@ -138,7 +139,8 @@ class RoundLoop:
             self._event(None, "checkpoint-damaged", text)
         restore(self.parts.strategy, value["strategy"])
         self.params = value["params"]
-        self._arrays = TreeRecord({} if self.params is None else {"model": self.params})
+        self._extra = value["extra"]
+        self._arrays = self._record()
         self._recorder.truncate_after(self._round)
         self._event(None, "resumed", f"resumed after round {self._round}")
         return self._round
@@ -238,7 +240,12 @@ class RoundLoop:
             kept = {n: log.integers.get(n, v) for n, v in params.integers.items()}
             params = params.replace(params.flat, kept)
         self.params = params
-        self._arrays = TreeRecord({**tree, "model": params}) if params is not None else arrays
+        self._extra = {name: value for name, value in tree.items() if name != "model"}
+        self._arrays = self._record()
+
+    def _record(self) -> ArrayRecord:
+        model = {} if self.params is None else {"model": self.params}
+        return TreeRecord({**self._extra, **model})
 
     def _due(self, round: int) -> bool:
         return round % self.experiment.evaluation.every == 0 or round == self.experiment.rounds
@@ -274,6 +281,7 @@ class RoundLoop:
             "experiment": digest(self.experiment),
             "strategy": capture(self.parts.strategy),
             "params": self.params,
+            "extra": self._extra,
             "states": self._states.index(),
         }
         self.write_pending()

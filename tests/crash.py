@@ -3,8 +3,8 @@
     python -m tests.crash EXPERIMENT OUT FIRST STEP
 
 Every run is a fork of this process that kills itself at the n-th operation on its folder, for
-n = FIRST, FIRST + STEP, ... until one gets through; then another fork ends it. Prints a line a run: n, the
-bits of the model, the recorded values.
+n = FIRST, FIRST + STEP, ... until one gets through; then another fork ends it. Prints a line a run:
+n, the bits of the model, the recorded values, the status.
 """
 
 from __future__ import annotations

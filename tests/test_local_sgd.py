@@ -299,20 +299,42 @@ def test_a_group_equals_the_loop(
         assert update.metrics == pytest.approx(alone.metrics, rel=1e-5)
 
 
+def test_a_group_of_convolutional_networks_equals_the_loop() -> None:
+    client = LocalSGD(LocalSGD.Config(epochs=2, batch_size=5, lr=0.05, momentum=0.5, clip_norm=1.0))
+    torch.manual_seed(2)
+    ctx = context(cnn(SHAPE, 3, channels=(4, 6), kernel=3, hidden=8, padding=1))
+    together = client.train_group(tasks(ctx, RAGGED)).split()
+    for task, update in zip(tasks(ctx, RAGGED), together, strict=True):
+        _, alone = client.train(task.payload, None, task.data, task.rng, task.ctx)
+        one, other = update.tensors["model"].flat, alone.tensors["model"].flat
+        limit = 1e-3 * float(other.abs().max())
+        assert float((one - other).abs().max()) <= limit
+        assert update.metrics == pytest.approx(alone.metrics, rel=1e-4)
+
+
 def test_what_decides_whether_clients_train_together() -> None:
     perceptron, convolutions = mlp(SHAPE, 3), cnn(SHAPE, 3, kernel=3, padding=1)
     assert LocalSGD().group_size(perceptron) > 1
-    assert LocalSGD().group_size(convolutions) == 1
+    assert LocalSGD().group_size(convolutions) > 1
+    assert LocalSGD().group_size(resnet(SHAPE, 3)) == 1
+    assert LocalSGD().group_size(cnn(SHAPE, 3, kernel=3, padding=1, dropout=0.5)) == 1
     assert LocalSGD(LocalSGD.Config(vectorise=False)).group_size(perceptron) == 1
     for method in (Prox, Clamped, Tilted, HeadOnly):
         assert method().group_size(perceptron) == 1
+
+
+def test_large_batches_of_convolutions_are_not_grouped() -> None:
+    # 24 x 24 x 16 values of 4 bytes a sample: 85 samples fill 3 MiB
+    model = cnn((1, 28, 28), 10)
+    for batch_size, clients in ((10, 8), (20, 4), (42, 2), (64, 1), (1000, 1)):
+        assert LocalSGD(LocalSGD.Config(batch_size=batch_size)).group_size(model) == clients
 
 
 def test_vectorise_true_is_refused_where_it_cannot_be() -> None:
     wanted = LocalSGD.Config(vectorise=True)
     assert LocalSGD(wanted).group_size(mlp(SHAPE, 3)) > 1
     with pytest.raises(InputError, match="batched_gradients"):
-        LocalSGD(wanted).group_size(cnn(SHAPE, 3, kernel=3, padding=1))
+        LocalSGD(wanted).group_size(resnet(SHAPE, 3))
     with pytest.raises(InputError, match="gradient"):
         Prox(Prox.Config(vectorise=True)).group_size(mlp(SHAPE, 3))
 

@@ -2,8 +2,9 @@
 
 Two processes of one thread each share the weights and their sums through shared memory and take
 clients from a list, the largest first. Kernels are the fastest found for each workload: resident
-flat parameters, channels-last convolutions, no optimiser object, and for the perceptron several
-clients in one batched matrix product. `eager` is the plain textbook loop instead.
+flat parameters, channels-last convolutions, no optimiser object, and several clients in one
+batched matrix product (the perceptron) or one grouped convolution (small batches of small
+networks). `eager` is the plain textbook loop instead.
 
 The limit trains on the same partition, cohorts and batch orders as fedsim, so that its weights can
 be compared with fedsim's. It records, checks and saves nothing.
@@ -31,6 +32,9 @@ from fedsim.params import FlatModel
 
 GROUP = 17
 """Clients in one batched product; 100 clients over two processes are three even groups each."""
+
+CONVOLUTION_BYTES = 3 * 2**20
+"""Largest activation of the clients in one grouped convolution (10 images each: 8 clients)."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,12 @@ def _work(
     labels = torch.from_numpy(np.array(dataset.train.y))
     module = build_model(experiment, card)
     options = experiment.client.options
-    kernel: _Convolutional | _Batched
-    if experiment.model.name == "mlp" and not eager:
+    kernel: _Convolutional | _Batched | _Grouped
+    together = CONVOLUTION_BYTES // (options["batch_size"] * getattr(module, "sample_bytes", 2**30))
+    if experiment.model.name == "cnn" and together > 1 and not eager:
+        kernel = _Grouped(module, options, images.permute(0, 3, 1, 2), labels)
+        size = together
+    elif experiment.model.name == "mlp" and not eager:
         kernel = _Batched(module, options, images.flatten(1), labels)
         size = GROUP
     else:
@@ -159,7 +167,8 @@ class _Convolutional:
         self.flat = FlatModel(module)
         self.length = self.flat.layout.size
         if eager:  # the textbook keeps its tensors in torch's default order
-            self.x = x.contiguous()
+            # Not contiguous(): strides of one channel fit both orders, and torch would take theirs.
+            self.x = x.clone(memory_format=torch.contiguous_format)
             for parameter in module.parameters():
                 parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
@@ -235,3 +244,27 @@ class _Batched:
             torch.sum(d, 1, keepdim=True, out=h1)
             flat = gradient.mul_(-self.lr).add_(flat)
         total.add_(flat.sum(0), alpha=float(samples))
+
+
+class _Grouped:
+    """Clients of any size, each a group of the same grouped convolutions."""
+
+    def __init__(self, module: nn.Module, options: dict[str, Any], x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+        self.lr, self.batch = options["lr"], options["batch_size"]
+        self.length = sum(p.numel() for p in module.parameters())
+        self.gradients: Any = module.batched_gradients
+
+    @torch.no_grad()
+    def train(self, start: Tensor, rows: list[Tensor], total: Tensor) -> None:
+        """Train clients given largest first, so that those still at work are the first rows."""
+        flat = start.repeat(len(rows), 1)
+        sizes = torch.tensor([len(r) for r in rows])
+        index = torch.stack([F.pad(r, (0, len(rows[0]) - len(r))) for r in rows])
+        for first in range(0, len(rows[0]), self.batch):
+            left = (sizes[sizes > first] - first).clamp_(max=self.batch).unsqueeze(1)
+            batch = index[: len(left), first : first + self.batch]
+            share = (torch.arange(batch.shape[1]) < left) / left
+            _, gradient = self.gradients(flat[: len(left)], self.x[batch], self.y[batch], share)
+            flat[: len(left)].add_(gradient, alpha=-self.lr)
+        total.add_((flat * sizes.unsqueeze(1)).sum(0))

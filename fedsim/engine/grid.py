@@ -154,7 +154,7 @@ class SimulationGrid(Grid):
             self._learn_pace()
             self._check_survivors(len(ordered))
             self._keep_states()
-        return replies
+        return sorted(replies, key=lambda m: m.metadata.src_node_id)
 
     def score(self, params: Params, rows: int, round: int) -> dict[str, float]:
         """Return accuracy and mean loss of a model on the first `rows` rows of the test set."""
@@ -230,6 +230,10 @@ class SimulationGrid(Grid):
             parts.append(Assignment(client, indices, state, own, message.metadata.message_type))
             work.append(len(indices.train) if training else len(indices.test))
             self.log.bytes_down[client] = shared_bytes + own_bytes
+        if training and self._group_size > 1:
+            # Clients of a group do as many steps as the largest of them: alike go together.
+            ranked = sorted(range(len(parts)), key=lambda i: -work[i])
+            parts, work = [parts[i] for i in ranked], [work[i] for i in ranked]
         weight = self._model.flat.numel()
         length = block_length(len(parts), sum(work) * weight, self._group_size)
         kind: Any = "train" if training else "evaluate"

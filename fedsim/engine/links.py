@@ -127,13 +127,14 @@ class RemoteLink:
         self._jobs.put((dump(block), payload.number, payload.remote()))
 
     def _call(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
+        try:
+            while (job := self._jobs.get()) is not None:
                 self._answers.append(self._ray.get(self._actor.run.remote(*job)))
-            except self._ray.exceptions.RayActorError:
-                break
-            self._bell.send_bytes(b".")
-        self._bell.close()
+                self._bell.send_bytes(b".")
+        except (self._ray.exceptions.RayError, OSError):
+            return  # a dead actor, or an answer that was lost with its machine
+        finally:
+            self._bell.close()
 
     def receive(self) -> BlockResult:
         try:

@@ -129,6 +129,10 @@ class _Slot:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+class _DiedAtStart(RunFailed):
+    """A worker was gone before it could take a block."""
+
+
 class RayExecutor:
     """Runs blocks on Ray actors."""
 
@@ -147,19 +151,19 @@ class RayExecutor:
         self._node = self._ray.get_runtime_context().get_node_id()
         self._spec_ref = self._ray.put(spec)
         self.slots = [_Slot(i) for i in range(self.num_workers)]
-        for slot in self.slots:
-            slot.handle = self._start_actor()
-        self._await_ready(self.slots)
+        try:
+            for slot in self.slots:
+                slot.handle = self._start_actor()
+            self._await_ready(self.slots)
+        except BaseException:
+            self.close()
+            raise
 
     def _count_workers(self, most: int | None) -> int:
         config, resources = self._config, self._ray.cluster_resources()
         cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-        limits = []
-        if config.cpus > 0:
-            limits.append(int(cpus / config.cpus + 1e-9))
-        if config.gpus > 0:
-            limits.append(int(gpus / config.gpus + 1e-9))
-        room = min(limits) if limits else 1
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        room = sum(_room(node, config.cpus, config.gpus) for node in nodes)
         count = config.workers or max(1, min(room, most or room))
         if room < count:
             self.close_cluster()
@@ -188,7 +192,7 @@ class RayExecutor:
             try:
                 slot.about = self._ray.get(ref)
             except (errors.RayTaskError, errors.RayActorError) as error:
-                raise RunFailed(f"a worker failed while it started: {error}") from None
+                raise _DiedAtStart(f"a worker failed while it started: {error}") from None
             if slot.about["local"]:
                 self._links += 1
                 name = f"worker-{self._links}"
@@ -263,7 +267,6 @@ class RayExecutor:
         slot.jobs.clear()
         if slot.link is not None:
             slot.link.close()
-        self._restarts += 1
         head = jobs[0]
         head.attempts += 1
         clients = head.block.client_ids
@@ -275,13 +278,7 @@ class RayExecutor:
                 "replaced, block run again",
             )
         )
-        if self._restarts > self._config.max_restarts:
-            raise RunFailed(
-                f"workers died {self._restarts} times, more than engine.max_restarts = "
-                f"{self._config.max_restarts}; the last one ran clients {_brief(clients)}"
-            )
-        slot.handle = self._start_actor()
-        self._await_ready([slot])
+        self._replace(slot, f"the last one ran clients {_brief(clients)}")
         again = jobs
         if head.attempts >= (ATTEMPTS_ALONE if head.group else ATTEMPTS):
             again = jobs[1:]
@@ -290,6 +287,28 @@ class RayExecutor:
             else:
                 yield from _collect(head, _gave_up(head))
         queue.extendleft(reversed(again))
+
+    def _replace(self, slot: _Slot, what: str) -> None:
+        """Start a new worker; it may land on a machine that is going down and die as well.
+
+        Raises:
+            RunFailed: more workers died than `engine.max_restarts` allows; `what` is said then.
+        """
+        ready = False
+        while not ready:
+            self._restarts += 1
+            if self._restarts > self._config.max_restarts:
+                raise RunFailed(
+                    f"workers died {self._restarts} times, more than engine.max_restarts = "
+                    f"{self._config.max_restarts}; {what}"
+                )
+            slot.handle = self._start_actor()
+            try:
+                self._await_ready([slot])
+                ready = True
+            except _DiedAtStart as error:
+                what = str(error)
+                self.events.append(EngineEvent("worker-died", f"worker {slot.number}: {what}"))
 
     def close(self) -> None:
         """Stop the workers, and Ray if this executor started it."""
@@ -303,6 +322,18 @@ class RayExecutor:
 
     def close_cluster(self) -> None:
         self._ray.shutdown()
+
+
+def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """Return how many workers with these shares of CPUs and GPUs fit on one machine.
+
+    A worker has whole GPUs or a part of one: three of 0.6 do not fit on two GPUs.
+    """
+    room = int(node.get("CPU", 0.0) / cpus + 1e-9)
+    if gpus > 0:
+        whole = node.get("GPU", 0.0)
+        room = min(room, int(whole) * int(1 / gpus + 1e-9) if gpus < 1 else int(whole / gpus))
+    return room
 
 
 def _split(block: Block) -> list[_Job]:

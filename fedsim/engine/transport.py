@@ -32,6 +32,10 @@ INLINE_BYTES = 32 * 1024
 
 _PREFIX = "fedsim-"
 
+_NUMPY_DTYPES = {torch.float64, torch.float32, torch.float16, torch.complex64, torch.complex128} | {
+    torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
+}  # fmt: skip
+
 
 @dataclass
 class Parcel:
@@ -48,7 +52,24 @@ def _reduce_params(params: Params) -> Any:
 
 
 def _reduce_tensor(tensor: Tensor) -> Any:
-    return _tensor, (tensor.detach().cpu().contiguous().numpy(),)
+    tensor = tensor.detach().cpu()
+    if tensor.dtype not in _NUMPY_DTYPES:
+        return _tensor, (tensor.contiguous().view(-1).view(torch.uint8).numpy(), _form(tensor))
+    if tensor.is_contiguous():
+        return _tensor, (tensor.numpy(),)
+    # The order in memory is kept, as kernels may sum in another order over another one.
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    if not tensor.permute(order).is_contiguous():
+        return _tensor, (tensor.contiguous().numpy(),)
+    return _permuted, (tensor.permute(order).numpy(), order)
+
+
+def _form(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+    return tensor.dtype, tuple(tensor.shape)
+
+
+def _permuted(array: np.ndarray, order: list[int]) -> Tensor:
+    return _tensor(array).permute([order.index(i) for i in range(len(order))])
 
 
 class _Pickler(pickle.Pickler):
@@ -67,7 +88,9 @@ def _params(layout: Layout, flat: Tensor, integers: dict[str, Tensor]) -> Params
     return Params(layout, flat, integers)
 
 
-def _tensor(array: np.ndarray) -> Tensor:
+def _tensor(array: np.ndarray, form: tuple[torch.dtype, tuple[int, ...]] | None = None) -> Tensor:
+    if form is not None:
+        return _tensor(array).view(form[0]).view(form[1])
     if array.flags.writeable:
         return torch.from_numpy(array)
     with warnings.catch_warnings():

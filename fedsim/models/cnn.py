@@ -1,13 +1,155 @@
-"""Small convolutional networks, as in the first papers on federated averaging."""
+"""Small convolutional networks, which can also train several clients in one kernel."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fedsim.errors import check
 from fedsim.models import BodyHead, num_features
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """One convolution with its ReLU and, if `pooled`, 2 x 2 max-pooling.
+
+    `weights` and `biases` say where its parameters lie in a client's flat vector.
+    """
+
+    inputs: int
+    outputs: int
+    pooled: bool
+    weights: slice
+    biases: slice
+
+
+class _Batchable(BodyHead):
+    """The network without dropout: several clients are the groups of one grouped convolution."""
+
+    def __init__(
+        self,
+        body: nn.Module,
+        convolutions: list[tuple[int, int, bool]],
+        kernel: int,
+        padding: int,
+        widths: tuple[int, int, int],
+        sample_bytes: int,
+    ) -> None:
+        super().__init__(body, widths[1], widths[2])
+        self.sample_bytes = sample_bytes
+        self._kernel, self._padding = kernel, padding
+        self._convolutions, self._linears = [], []
+        begin = 0
+        for inputs, outputs, pooled in convolutions:
+            weights = slice(begin, begin + outputs * inputs * kernel**2)
+            biases = slice(weights.stop, begin := weights.stop + outputs)
+            self._convolutions.append(_Convolution(inputs, outputs, pooled, weights, biases))
+        for inputs, outputs in pairwise(widths):
+            weights = slice(begin, begin + outputs * inputs)
+            biases = slice(weights.stop, begin := weights.stop + outputs)
+            self._linears.append((inputs, outputs, weights, biases))
+
+    @torch.no_grad()
+    def batched_gradients(
+        self, flat: Tensor, x: Tensor, y: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses and gradients of several clients, each at parameters of its own.
+
+        `flat` is (clients, size), each row laid out as the model's flat vector; `x` is (clients,
+        batch, C, H, W), `y` int64 (clients, batch). `share` (clients, batch) weighs the samples in
+        a client's loss: 1 / batch size, and 0 for padding. Returns the losses (clients,) and the
+        gradients (clients, size) of the cross-entropies.
+
+        The backward pass is written out: autograd would cost a tenth of the time.
+        """
+        clients, batch = y.shape
+        gradient = torch.empty_like(flat, memory_format=torch.contiguous_format)
+        maps = [_side_by_side(x)]
+        kernels, raw, places = [], [], []
+        for layer in self._convolutions:
+            kernel = self._kernel_of(layer, flat)
+            biases = flat[:, layer.biases].reshape(-1)
+            z = F.conv2d(maps[-1], kernel, biases, padding=self._padding, groups=clients)
+            kernels.append(kernel)
+            raw.append(z)
+            place = None
+            if layer.pooled:  # before ReLU, with which it commutes
+                z, place = F.max_pool2d(z, 2, return_indices=True)
+            places.append(place)
+            maps.append(z.relu_())
+        # From here clients are the batches of a matrix product, (clients, batch, features).
+        shape = maps[-1].unflatten(1, (clients, -1)).shape
+        first, second = self._linears
+        features = maps[-1].unflatten(1, (clients, -1)).transpose(0, 1).flatten(2)
+        hidden = _linear(first, flat, features).relu_()
+        log_probabilities = F.log_softmax(_linear(second, flat, hidden), dim=2)
+        picked = log_probabilities.gather(2, y.unsqueeze(2)).squeeze(2)
+        losses = -(picked * share).sum(1)
+        delta = log_probabilities.exp_()
+        delta.scatter_add_(2, y.unsqueeze(2), delta.new_full((), -1.0).expand(clients, batch, 1))
+        delta *= share.unsqueeze(2)
+        delta = _linear_backward(second, flat, hidden, delta, gradient)
+        delta = _aten.threshold_backward(delta, hidden, 0)
+        delta = _linear_backward(first, flat, features, delta, gradient)
+        delta = _side_by_side(delta.unflatten(2, shape[2:]))
+        for i in reversed(range(len(self._convolutions))):
+            layer, place = self._convolutions[i], places[i]
+            delta = _aten.threshold_backward(delta, maps[i + 1], 0)
+            if place is not None:
+                delta = _aten.max_pool2d_with_indices_backward(
+                    delta, raw[i], [2, 2], [2, 2], [0, 0], [1, 1], False, place
+                )
+            padding = [self._padding, self._padding]
+            delta, weights, biases = _aten.convolution_backward(
+                delta, maps[i], kernels[i], [clients * layer.outputs], [1, 1], padding, [1, 1],
+                False, [0, 0], clients, [i > 0, True, True],
+            )  # fmt: skip
+            gradient[:, layer.weights] = weights.permute(0, 2, 3, 1).reshape(clients, -1)
+            gradient[:, layer.biases] = biases.view(clients, -1)
+        return losses, gradient
+
+    def _kernel_of(self, layer: _Convolution, flat: Tensor) -> Tensor:
+        side = self._kernel
+        kernel = flat[:, layer.weights].reshape(-1, side, side, layer.inputs)
+        return kernel.permute(0, 3, 1, 2)
+
+
+_Linear = tuple[int, int, slice, slice]
+"""Inputs, outputs, and where weights and biases lie in a client's flat vector."""
+
+
+def _linear(layer: _Linear, flat: Tensor, x: Tensor) -> Tensor:
+    inputs, outputs, weights, biases = layer
+    matrix = flat[:, weights].unflatten(1, (outputs, inputs))
+    return torch.baddbmm(flat[:, biases].unsqueeze(1), x, matrix.mT)
+
+
+def _linear_backward(
+    layer: _Linear, flat: Tensor, x: Tensor, delta: Tensor, gradient: Tensor
+) -> Tensor:
+    """Write the layer's part of `gradient`; return the derivative by its input `x`."""
+    inputs, outputs, weights, biases = layer
+    torch.bmm(delta.mT, x, out=gradient[:, weights].unflatten(1, (outputs, inputs)))
+    torch.sum(delta, 1, out=gradient[:, biases])
+    return torch.bmm(delta, flat[:, weights].unflatten(1, (outputs, inputs)))
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """Turn (clients, batch, C, H, W) into channels-last (batch, clients x C, H, W)."""
+    clients, batch, channels, height, width = x.shape
+    x = x.permute(1, 3, 4, 0, 2).reshape(batch, height, width, clients * channels)
+    if clients * channels == 1:
+        # One channel fits either order of memory; torch must be told, as pooling in the other
+        # order takes nine times as long.
+        x = x.as_strided(x.shape, (height * width, width, 1, 1))
+    return x.permute(0, 3, 1, 2)
 
 
 def cnn(
@@ -37,9 +179,12 @@ def cnn(
     check(0 <= dropout < 1, "dropout must be in [0, 1)", dropout)
     depth, height, width = input_shape
     layers: list[nn.Module] = []
+    convolutions: list[tuple[int, int, bool]] = []
+    sample_bytes = 0
     for i, out in enumerate(channels):
         pooled = pool == "each" or i == len(channels) - 1
         height, width = (side + 2 * padding - kernel + 1 for side in (height, width))
+        sample_bytes = max(sample_bytes, 4 * out * height * width)
         if pooled:
             height, width = height // 2, width // 2
         check(
@@ -52,11 +197,13 @@ def cnn(
         layers.append(nn.Conv2d(depth, out, kernel, padding=padding))
         # Max and ReLU commute, and the ReLU of a pooled map is a quarter of the work.
         layers += [nn.MaxPool2d(2), nn.ReLU(inplace=True)] if pooled else [nn.ReLU(inplace=True)]
+        convolutions.append((depth, out, pooled))
         depth = out
     layers.append(nn.Flatten())
+    features = num_features(nn.Sequential(*layers), input_shape)
     if dropout:
-        layers.append(nn.Dropout(dropout))
-    layers += [nn.Linear(num_features(nn.Sequential(*layers), input_shape), hidden), nn.ReLU()]
-    if dropout:
-        layers.append(nn.Dropout(dropout))
-    return BodyHead(nn.Sequential(*layers), hidden, num_classes)
+        layers += [nn.Dropout(dropout), nn.Linear(features, hidden), nn.ReLU(), nn.Dropout(dropout)]
+        return BodyHead(nn.Sequential(*layers), hidden, num_classes)
+    body = nn.Sequential(*layers, nn.Linear(features, hidden), nn.ReLU())
+    widths = (features, hidden, num_classes)
+    return _Batchable(body, convolutions, kernel, padding, widths, sample_bytes)

@@ -19,6 +19,7 @@ class _MLP(BodyHead):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         super().__init__(nn.Sequential(*layers), sizes[-1], num_classes)
         self._sizes = [*sizes, num_classes]
+        self.sample_bytes = 4 * max(sizes)
 
     def batched_gradients(
         self, flat: Tensor, x: Tensor, y: Tensor, share: Tensor

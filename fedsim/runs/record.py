@@ -68,7 +68,8 @@ class Recorder:
             self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_SCHEMA)
+            # One transaction: a reader sees all of the tables or none.
+            self._db.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
             for key, split, name in self._db.execute("SELECT id, split, name FROM series"):
                 self._series[split, name] = key
 

@@ -179,7 +179,8 @@ class Run:
                 return
             with reading(path) as db:
                 db.execute("BEGIN")
-                yield db
+                made = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'entries'").fetchone()
+                yield db if made else None
         except sqlite3.Error as error:
             raise InputError(f"{path} cannot be read: {error}") from error
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,47 @@ def test_logits_are_the_head_of_the_body() -> None:
     assert isinstance(head, nn.Linear)
     assert torch.equal(model(x), head(body(x)))
     assert model(x).shape == (3, 7)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel": 3},
+        {"kernel": 3, "padding": 1, "pool": "last"},
+        {"kernel": 5, "padding": 2, "channels": (4,)},
+        {"kernel": 3, "padding": 1, "channels": (2, 3, 4)},
+    ],
+)
+@pytest.mark.parametrize("shape", [(1, 10, 12), (3, 11, 10)])
+@pytest.mark.parametrize("clients", [1, 3])
+def test_batched_gradients_are_those_of_autograd(
+    options: dict[str, Any], shape: tuple[int, int, int], clients: int
+) -> None:
+    torch.manual_seed(1)
+    module = cnn(shape, 4, hidden=6, **{"channels": (3, 5), **options})
+    model = FlatModel(module)
+    flat = model.flat.clone() + 0.1 * torch.randn(clients, model.layout.size)
+    x, y = torch.randn(clients, 5, *shape), torch.randint(0, 4, (clients, 5))
+    lengths = [5, 3, 1][:clients]  # the batches of the second and third client are padded
+    share = torch.zeros(clients, 5)
+    for i, n in enumerate(lengths):
+        share[i, :n] = 1 / n
+    before = flat.clone(), x.clone()
+    losses, grads = module.batched_gradients(flat, x, y, share)  # type: ignore[operator]
+    assert torch.equal(flat, before[0])
+    assert torch.equal(x, before[1])
+    for i, n in enumerate(lengths):
+        model.flat.copy_(flat[i])
+        loss = F.cross_entropy(module(x[i, :n]), y[i, :n])
+        expected = torch.empty_like(flat[i])
+        for view, grad in zip(
+            model.layout.views(expected).values(),
+            torch.autograd.grad(loss, model.parameters),
+            strict=True,
+        ):
+            view.copy_(grad)
+        torch.testing.assert_close(losses[i], loss.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(grads[i], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
