@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.config import Experiment, to_yaml
-from fedsim.errors import InputError, nearest
+from fedsim.errors import InputError, RunFailed, nearest
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "bench"
 TURNS = {"W1": 5, "W2": 1, "W3": 40, "W4": 40}
@@ -187,13 +187,18 @@ def _memory_mib() -> float:
 
 
 def _launch(engine: str) -> float:
-    """Return the seconds from starting `fedsim run` to the end of a run of one round."""
+    """Return the seconds from starting `fedsim run` to its line about round 1."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "fedsim.cli", "run", str(FOLDER / "w3.yaml")]
         command += ["--set", "rounds=1", "--set", f"engine.name={engine}", "--out", out]
         started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - started
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            lines = process.stdout or ()
+            said = [(line, time.perf_counter() - started) for line in lines]
+        seconds = [at for line, at in said if line.startswith("round 1")]
+        if not seconds:
+            raise RunFailed(f"`{' '.join(command)}` ended with status {process.returncode}")
+        return seconds[0]
 
 
 def _machine() -> str:

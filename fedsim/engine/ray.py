@@ -408,6 +408,7 @@ def connect(spec: WorkerSpec) -> Any:
                 ) from None
         else:
             ray.init(
+                address="local",  # not a cluster that somebody else runs on this machine
                 num_cpus=max(os.cpu_count() or 1, _ceil((config.workers or 1) * config.cpus)),
                 include_dashboard=False,
                 object_store_memory=256 * 2**20,
