@@ -28,7 +28,7 @@ class Faulty(LocalSGD):
     class Config(LocalSGD.Config):
         fault: str = "none"
         victim: int = 3
-        victims: tuple[int, ...] = ()  # fault "kill": whose worker dies first, second, ...
+        victims: tuple[int, ...] = ()  # fault "kill": the worker of each of these dies once
         since: int = 1
         times: int = 1
         marker: str = ""
@@ -41,18 +41,12 @@ class Faulty(LocalSGD):
     def train(self, payload: Tree, state: Any, data: Any, rng: Any, ctx: Any) -> Any:
         _, update = super().train(payload, None, data, rng, ctx)
         state = {"rounds": state["rounds"] + 1}
-        if ctx.client_id in self._victims() and ctx.round >= self.config.since:
-            update = self._damage(update)
+        victims = self.config.victims or (self.config.victim,)
+        if ctx.client_id in victims and ctx.round >= self.config.since:
+            update = self._damage(update, ctx.client_id)
         return state, update
 
-    def _victims(self) -> tuple[int, ...]:
-        if not self.config.victims:
-            return (self.config.victim,)
-        marker = Path(self.config.marker)
-        done = len(marker.read_text()) if marker.exists() else 0
-        return self.config.victims[done : done + 1]
-
-    def _damage(self, update: Update) -> Any:
+    def _damage(self, update: Update, client: int) -> Any:
         fault = self.config.fault
         model = update.tensors["model"]
         if fault == "raise":
@@ -70,7 +64,7 @@ class Faulty(LocalSGD):
         elif fault == "none-at-all":
             return None
         elif fault == "metric":
-            return replace(update, metrics={"train_loss": "low"})
+            return replace(update, metrics={"train_loss": "low"})  # type: ignore[dict-item]
         elif fault == "exit":
             sys.exit(3)
         elif fault == "missing":
@@ -91,13 +85,13 @@ class Faulty(LocalSGD):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
             time.sleep(3600)
         elif fault == "kill":
-            self._kill()
+            self._kill(f"-{client}" if self.config.victims else "")
         elif fault == "memory":
             raise MemoryError("cannot allocate 1 TiB")
         return update
 
-    def _kill(self) -> None:
-        marker = Path(self.config.marker)
+    def _kill(self, suffix: str) -> None:
+        marker = Path(self.config.marker + suffix)
         done = len(marker.read_text()) if marker.exists() else 0
         if done < self.config.times:
             with marker.open("a") as file:

@@ -244,7 +244,7 @@ def test_policy_clip_shortens_the_change_to_the_limit(tmp_path: Path) -> None:
     )
     changes["client"]["victim"] = 1
     experiment = prepared(partition={"name": "iid", "clients": 2})
-    start = dict(fedsim.api.build_model(experiment).state_dict())  # type: ignore[attr-defined]
+    start = dict(fedsim.api.build_model(experiment).state_dict())
     run = fedsim.run(changes, out=tmp_path)
     [(round, client, kind, text)] = events(run)
     assert (round, client, kind) == (1, 1, "clipped")

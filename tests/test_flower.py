@@ -273,7 +273,14 @@ def test_our_strategy_in_a_genuine_flower_loop(tmp_path: Path) -> None:
     with open_executor(parts) as executor:
         states = StateStore(tmp_path)
         grid = SimulationGrid(
-            executor, parts.manifest, states, initial, False, parts.client.sends, True
+            executor,
+            parts.manifest,
+            states,
+            initial,
+            foreign_client=False,
+            client_sends=parts.client.sends,
+            block_means=True,
+            group_size=parts.client.group_size(parts.model.module),
         )
         grid.evaluation_clients = list(range(8))
         parts.strategy.bind(

@@ -241,7 +241,7 @@ def test_score_is_the_mean_over_shards(bench: Bench) -> None:
 
 def test_plain_array_record_is_read_as_the_model(bench: Bench) -> None:
     """A foreign strategy sends genuine records without a tree."""
-    arrays = ArrayRecord({name: bench.model[name] for name in bench.model})  # type: ignore[arg-type]
+    arrays = ArrayRecord({name: bench.model[name] for name in bench.model})
     plain = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
     got = described(bench.grid().send_and_receive([Message(plain, 2, MessageType.TRAIN)]))
     assert got == described(bench.grid().send_and_receive(bench.messages([2], False)))

@@ -128,8 +128,14 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
+    # A machine that is gone is noticed in two seconds instead of half a minute.
+    health = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 1000,
+        "health_check_failure_threshold": 2,
+    }
     try:
-        cluster.add_node(num_cpus=4, include_dashboard=False)
+        cluster.add_node(num_cpus=4, include_dashboard=False, _system_config=health)
         yield cluster
     finally:
         cluster.shutdown()
