@@ -38,7 +38,7 @@ def _sgd(message: Message, context: Context, steps: int = 3) -> RecordDict:
     context.state["counter"] = MetricRecord({"rounds": rounds})
     context.state["last"] = ArrayRecord({"bias": Array(bias.detach().numpy())})
     context.state["note"] = ConfigRecord({"tag": f"client {context.node_id}"})
-    metrics = {
+    metrics: dict[str, Any] = {
         "num-examples": len(y),
         "train_loss": float(loss.detach()),
         "rounds": rounds,
