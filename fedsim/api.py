@@ -17,10 +17,12 @@ from fedsim.errors import InputError
 from fedsim.progress import Progress
 from fedsim.rounds import Parts, RoundLoop, build_parts
 from fedsim.runs.environment import describe
+from fedsim.runs.files import reason
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.results import Run
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import nn
 
 Source = str | Path | Mapping[str, Any]
@@ -102,6 +104,41 @@ def prepare(source: Source, overrides: Overrides = (), seed: int | None = None) 
     return components.complete(experiment, base_folder(source), label)
 
 
+def partition(
+    source: Source,
+    *,
+    set: Overrides = (),
+    seed: int | None = None,
+    out: str | Path | None = None,
+    manifest: str | Path | None = None,
+) -> Figure:
+    """Return the picture of an experiment's partition: who owns what, how much, which domains.
+
+    Written to `out` (.png, .svg or .pdf) if given; `manifest` is where the partition itself is
+    written, an .npz file that ``partition: {name: file, path: ...}`` reads.
+
+    Raises:
+        InputError: anything wrong with the experiment, or a file that cannot be written.
+    """
+    from fedsim.report.figures import check_target, write_figure
+    from fedsim.report.partition import partition_figure
+
+    if out is not None:
+        check_target(Path(out))
+    experiment = prepare(source, set, seed)
+    dataset, divided = _fresh_data(experiment)
+    label = f"{experiment.dataset.name}, {experiment.partition.name}, seed {experiment.seed}"
+    figure = partition_figure(divided, dataset, f"{experiment.name}: {label}")
+    if out is not None:
+        write_figure(figure, Path(out))
+    if manifest is not None:
+        try:
+            divided.save(manifest)
+        except OSError as error:
+            raise InputError(f"cannot write {manifest}: {reason(error)}") from error
+    return figure
+
+
 def build_model(experiment: Experiment) -> nn.Module:
     """Return the experiment's model with its initial weights."""
     return components.build_model(experiment, components.build_dataset(experiment).card)
@@ -175,4 +212,4 @@ def _flower_log_to(logger: logging.Logger) -> Iterator[None]:
         flower.handlers, flower.propagate = handlers, propagate
 
 
-__all__ = ["InputError", "build_model", "open_executor", "prepare", "resume", "run"]
+__all__ = ["InputError", "build_model", "open_executor", "partition", "prepare", "resume", "run"]

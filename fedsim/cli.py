@@ -166,6 +166,28 @@ def show(
 
 
 @app.command()
+def partition(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Experiment file (YAML).")],
+    out: Annotated[Path, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a value: partition.alpha=0.1"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The file's seed unless given.")] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", help="Also write who owns what (.npz), for {name: file}."),
+    ] = None,
+) -> None:
+    """Draw who owns what: classes, sizes, the long tail, domains."""
+    import fedsim
+
+    fedsim.partition(file, set=set_ or (), seed=seed, out=out, manifest=manifest)
+    for path in filter(None, (out, manifest)):
+        print(path)
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     to: Annotated[str, typer.Option("--to", metavar="csv|parquet", help="File format.")],

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fedsim import registry, rng
 from fedsim.config import Experiment, load_experiment
-from fedsim.data.dataset import Card, Dataset
+from fedsim.data.augment import Augmentation
+from fedsim.data.dataset import Card, Dataset, Samples
+from fedsim.data.local_tests import add_local_tests
+from fedsim.data.long_tail import long_tail_rows
 from fedsim.data.partition import Assignment, Manifest, build_manifest
+from fedsim.data.share import share_rows
 from fedsim.errors import InputError
 
 
@@ -33,15 +38,52 @@ def build_dataset(experiment: Experiment) -> Dataset:
             f"dataset.name {experiment.dataset.name!r} must return a fedsim Dataset, got "
             f"{type(dataset).__name__}"
         )
+    kind = dataset.card.kind
+    if experiment.dataset.augment is not None and kind in ("text", "detection"):
+        raise InputError(
+            f"dataset.augment must be null for {experiment.dataset.name!r}: it changes images "
+            f"without boxes, and this is a {kind} set"
+        )
     return dataset
 
 
+def training_rows(experiment: Experiment, dataset: Dataset) -> np.ndarray | None:
+    """Return the rows of the training split that are divided among clients; None for all.
+
+    First a random `share` of each domain, then a long tail of what that leaves.
+    """
+    section, split = experiment.dataset, dataset.train
+    rows = None
+    if section.share < 1:
+        generator = rng.numpy_generator(experiment.seed, "share")
+        rows = share_rows(len(split), split.extra.get("domain"), section.share, generator)
+    if section.imbalance > 1 or section.largest is not None:
+        generator = rng.numpy_generator(experiment.seed, "long-tail")
+        labels = split.y if rows is None else split.y[rows]
+        kept = long_tail_rows(
+            labels,
+            dataset.num_classes,
+            section.imbalance,
+            section.profile,
+            generator,
+            largest=section.largest,
+        )
+        rows = kept if rows is None else rows[kept]
+    return rows
+
+
 def build_partition(experiment: Experiment, dataset: Dataset) -> Manifest:
-    """Return who owns which training sample, and what each client holds out."""
+    """Return who owns which training sample, and what each client holds out.
+
+    A partition that returns a `Manifest` has decided about held-out samples itself, in rows of the
+    training split.
+    """
     function, options = _build(experiment, "partitions")
     section = experiment.partition
     generator = rng.numpy_generator(experiment.seed, "partition")
-    assignment = function(dataset.train.y, section.clients, generator, **options)
+    rows = training_rows(experiment, dataset)
+    samples = Samples.of(dataset, rows)
+    assignment = function(samples, section.clients, generator, **options)
     if not isinstance(assignment, Assignment):
         raise InputError(
             f"partition.name {section.name!r} must return a fedsim Assignment, got "
@@ -52,13 +94,40 @@ def build_partition(experiment: Experiment, dataset: Dataset) -> Manifest:
             f"partition.name {section.name!r} made {assignment.num_clients} clients, "
             f"partition.clients is {section.clients}"
         )
-    if len(assignment.indices) and int(assignment.indices.max()) >= len(dataset.train):
-        raise InputError(
-            f"partition.name {section.name!r} refers to sample {int(assignment.indices.max())}, "
-            f"{dataset.name} has {len(dataset.train)}"
-        )
+    whole = isinstance(assignment, Manifest)
+    available = len(dataset.train) if whole else len(samples)
+    _check_rows(section.name, assignment.indices, available, dataset.name)
+    _check_rows(section.name, assignment.server, available, dataset.name)
+    if isinstance(assignment, Manifest):
+        _check_rows(section.name, assignment.test_indices, len(dataset.test), dataset.name)
+        return assignment
+    if rows is not None:
+        assignment = assignment.on_rows(rows)
+    held_out = 0.0 if isinstance(section.test, str) else section.test
     holdout = rng.numpy_generator(experiment.seed, "holdout")
-    return build_manifest(assignment, section.validation, section.test, holdout)
+    manifest = build_manifest(assignment, section.validation, held_out, holdout)
+    if not isinstance(section.test, str):
+        return manifest
+    generator = rng.numpy_generator(experiment.seed, "local-tests")
+    return add_local_tests(manifest, dataset, section.test, generator)
+
+
+def _check_rows(name: str, rows: np.ndarray, available: int, dataset: str) -> None:
+    if len(rows) and int(rows.max()) >= available:
+        raise InputError(
+            f"partition.name {name!r} refers to sample {int(rows.max())}, {dataset} has {available}"
+        )
+
+
+def build_augment(experiment: Experiment) -> Augmentation | None:
+    """Return how training images are changed, None if they are not."""
+    options = experiment.dataset.augment
+    return None if options is None else Augmentation(**options.model_dump())
+
+
+def group_size(experiment: Experiment, client: Any, module: nn.Module) -> int:
+    """Return how many clients are trained at once: one where each changes its images at random."""
+    return 1 if experiment.dataset.augment is not None else client.group_size(module)
 
 
 def build_model(experiment: Experiment, card: Card) -> nn.Module:

@@ -57,16 +57,44 @@ class Section(_Model):
         return dict(self.model_extra or {})
 
 
+class Augment(_Model):
+    """Random changes of training images, drawn anew for each batch from the client's generator."""
+
+    crop: int = Field(default=0, ge=0, description="a whole number of pixels of at least 0")
+    flip: bool = Field(default=False, description="true or false")
+    jitter: float = Field(default=0.0, ge=0, lt=1, description=_FRACTION)
+    grayscale: float = Field(default=0.0, ge=0, le=1, description="a probability in [0, 1]")
+    cutout: int = Field(default=0, ge=0, description="a whole number of pixels of at least 0")
+
+
+class DatasetSection(Section):
+    """The data set, and which part of its training split there is to divide among clients."""
+
+    share: Share = Field(default=1.0, description="a fraction in (0, 1]")
+    imbalance: float = Field(
+        default=1.0, ge=1, allow_inf_nan=False, description="a number of at least 1"
+    )
+    profile: Literal["exponential", "pareto", "step"] = Field(
+        default="exponential", description="'exponential', 'pareto' or 'step'"
+    )
+    largest: Count | None = Field(default=None, description=f"{_COUNT}, or null")
+    augment: Augment | None = Field(
+        default=None, description="a mapping, such as {crop: 4, flip: true}, or null"
+    )
+
+
 class PartitionSection(Section):
     """How the samples are divided among the clients, and each client's among its splits."""
 
     clients: Count = Field(description=_COUNT)
     validation: float = Field(default=0.1, ge=0, lt=1, description=_FRACTION)
-    test: float = Field(default=0.1, ge=0, lt=1, description=_FRACTION)
+    test: Annotated[float, Field(ge=0, lt=1)] | Literal["matched", "domain", "classes"] = Field(
+        default=0.1, description=f"{_FRACTION}, 'matched', 'domain' or 'classes'"
+    )
 
     @model_validator(mode="after")
     def _something_left_to_train_on(self) -> PartitionSection:
-        if self.validation + self.test >= 1:
+        if not isinstance(self.test, str) and self.validation + self.test >= 1:
             raise PydanticCustomError(
                 "rule",
                 "partition.validation + partition.test must be below 1, got {validation} + {test}",
@@ -91,6 +119,9 @@ class Evaluation(_Model):
         default=1000, description="a whole number of clients of at least 0, or 'all'"
     )
     batch_size: Count = Field(default=512, description=_COUNT)
+    shots: Literal["auto", "cumulative", "count"] | None = Field(
+        default="auto", description="'auto', 'cumulative', 'count' or null"
+    )
 
 
 class Engine(_Model):
@@ -143,7 +174,7 @@ class Experiment(_Model):
         default=0, ge=0, lt=2**63, description="a whole number of at least 0, below 2**63"
     )
     rounds: Count = Field(description=_COUNT)
-    dataset: Section = Field(description="a mapping with a name, such as {name: digits}")
+    dataset: DatasetSection = Field(description="a mapping with a name, such as {name: digits}")
     partition: PartitionSection = Field(
         description="a mapping with a name and clients, such as {name: iid, clients: 20}"
     )

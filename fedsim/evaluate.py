@@ -2,29 +2,96 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fedsim.data.views import View
 
+ShotRule = Literal["cumulative", "count"]
+SHOTS = ("many", "medium", "few")
 
-def counts(module: nn.Module, view: View, batch_size: int = 512) -> tuple[int, float, int]:
-    """Return correct predictions, summed cross-entropy and samples over a view.
+
+@dataclass
+class Counts:
+    """What a model got right: `correct` and `samples` int64 (classes,), and the summed loss."""
+
+    correct: np.ndarray
+    samples: np.ndarray
+    loss: float = 0.0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.correct + other.correct, self.samples + other.samples, self.loss + other.loss
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return the accuracy in [0, 1] and the mean loss.
+
+        Raises:
+            ValueError: there were no samples.
+        """
+        total = int(self.samples.sum())
+        if total == 0:
+            raise ValueError("a model cannot be scored on no samples")
+        return {"accuracy": int(self.correct.sum()) / total, "loss": self.loss / total}
+
+    def by_shots(self, groups: list[np.ndarray]) -> dict[str, float]:
+        """Return the accuracy over the samples of each group of `shot_groups` that has any."""
+        scores = {}
+        for name, classes in zip(SHOTS, groups, strict=True):
+            total = int(self.samples[classes].sum())
+            if total:
+                scores[f"accuracy_{name}"] = int(self.correct[classes].sum()) / total
+        return scores
+
+
+def shot_groups(class_sizes: np.ndarray, rule: ShotRule) -> list[np.ndarray]:
+    """Return the classes with many, medium and few training samples, each int64 (k,).
+
+    cumulative: from the largest class down, those up to and with the one that crosses 75 % of all
+    samples are *many*, up to and with the one that crosses 95 % *medium* (FedLoGe's code). count:
+    more than 100 samples are *many*, fewer than 20 *few* (Liu et al. 2019, arXiv:1904.05160).
+    """
+    sizes = np.asarray(class_sizes, np.int64)
+    if rule == "count":
+        return [
+            np.flatnonzero(sizes > 100),
+            np.flatnonzero((sizes >= 20) & (sizes <= 100)),
+            np.flatnonzero(sizes < 20),
+        ]
+    order = np.argsort(-sizes, kind="stable")
+    # The share before a class decides: the class that crosses a bound still belongs below it.
+    before = np.cumsum(sizes[order]) - sizes[order]
+    total = int(sizes.sum())
+    many, medium = before * 100 < 75 * total, before * 100 < 95 * total
+    return [np.sort(order[many]), np.sort(order[medium & ~many]), np.sort(order[~medium])]
+
+
+def counts(module: nn.Module, view: View, num_classes: int, batch_size: int = 512) -> Counts:
+    """Return correct predictions and samples of each class, and the summed cross-entropy.
 
     The module is scored in evaluation mode and left in the mode it was in. The sum runs over
     batches in fp64, so it does not depend on how a caller cuts the data, only on `batch_size`.
     """
     training = module.training
     module.eval()
-    correct, loss = 0, 0.0
+    loss = 0.0
+    # Class and rightness in one number, so that a batch costs one transfer from the device.
+    found = torch.zeros(2 * num_classes, dtype=torch.int64, device=view.device)
     with torch.inference_mode():
         for x, y in view.batches(batch_size):
             logits = module(x)
-            correct += int((logits.argmax(1) == y).sum())
+            right = logits.argmax(1) == y
+            found += torch.bincount(2 * y + right, minlength=2 * num_classes)
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
     module.train(training)
-    return correct, loss, len(view)
+    wrong, correct = found.cpu().view(num_classes, 2).numpy().T
+    return Counts(correct.copy(), wrong + correct, loss)
 
 
 def accuracy_and_loss(module: nn.Module, view: View, batch_size: int = 512) -> tuple[float, float]:
@@ -35,5 +102,5 @@ def accuracy_and_loss(module: nn.Module, view: View, batch_size: int = 512) -> t
     """
     if len(view) == 0:
         raise ValueError("a model cannot be scored on no samples")
-    correct, loss, samples = counts(module, view, batch_size)
-    return correct / samples, loss / samples
+    scores = counts(module, view, len(view.card.classes), batch_size).metrics()
+    return scores["accuracy"], scores["loss"]

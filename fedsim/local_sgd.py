@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.client import Client, ClientContext, GroupUpdate, Task, Tree, Update
+from fedsim.data.partition import Modality
 from fedsim.data.views import ClientData, View
 from fedsim.errors import InputError, check
 from fedsim.params import Params
@@ -272,6 +273,10 @@ class _Orders:
         rows = torch.from_numpy(np.concatenate(owned)).long()
         self._rows = rows[torch.cat(passes).add_(firsts)]
         self._even = len({*self.sizes}) == 1
+        # What one of them may not read fails for the group; each is then trained alone.
+        self._labelled = all(task.data.labelled for task in tasks)
+        texts_only = any(task.data.modality == "text" for task in tasks)
+        self._modality: Modality = "text" if texts_only else "all"
 
     def batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the inputs of the clients at work in this step, (clients, batch, C, H, W).
@@ -300,7 +305,14 @@ class _Orders:
             index = torch.stack([F.pad(p, (0, longest - len(p)), value=int(p[0])) for p in pieces])
             sizes = torch.tensor(lengths).unsqueeze(1)
             share = (torch.arange(longest) < sizes) / sizes
-        view = View(self._view.split, index.flatten().numpy(), self._view.card, device)
+        view = View(
+            self._view.split,
+            index.flatten().numpy(),
+            self._view.card,
+            device,
+            labelled=self._labelled,
+            modality=self._modality,
+        )
         x = view.inputs()
         return (
             x.reshape(*index.shape, *x.shape[1:]),

@@ -30,6 +30,15 @@ REQUIRED = inspect.Parameter.empty
 
 Options = dict[str, tuple[Any, Any]]
 
+# Kinds of nested components: how a message calls one, and an example.
+_NESTED = {
+    "strategies": ("strategy", "fedavg"),
+    "clients": ("client method", "local-sgd"),
+    "datasets": ("data set", "digits"),
+    "partitions": ("partition", "iid"),
+    "models": ("model", "cnn"),
+}
+
 
 def options(obj: Any) -> Options:
     """Return option name -> (annotation, default) of a component, in the order declared.
@@ -71,13 +80,13 @@ def validate(
     given: Mapping[str, Any],
     key: str,
     platform_keys: tuple[str, ...] = ("name",),
-    build_strategy: Callable[[Mapping[str, Any], str], Any] | None = None,
+    build_nested: Callable[[Any, str, Mapping[str, Any], str], Any] | None = None,
     base: Path | None = None,
 ) -> dict[str, Any]:
     """Return the options of `given` converted to the types the component declares.
 
-    `platform_keys` are the keys of the same section that are no options; `build_strategy` makes
-    a strategy of a nested ``{name: ...}`` section.
+    `platform_keys` are the keys of the same section that are no options; `build_nested`
+    makes the value of an option out of its type, kind, ``{name: ...}`` section and key.
 
     Raises:
         InputError: unknown, missing or ill-typed options, a line each.
@@ -95,8 +104,10 @@ def validate(
             continue
         annotation = known[name][0]
         try:
-            if build_strategy is not None and _is_flower_strategy(annotation):
-                values[name] = build_strategy(_section(value, f"{key}.{name}"), f"{key}.{name}")
+            kind = nested_kind(annotation)
+            if build_nested is not None and kind is not None:
+                section = _section(value, f"{key}.{name}", kind)
+                values[name] = build_nested(annotation, kind, section, f"{key}.{name}")
             elif isinstance(value, str) and _is_callable(annotation):
                 values[name] = load_reference(value, base, f"{key}.{name}")
             else:
@@ -111,6 +122,16 @@ def validate(
     if problems:
         raise InputError("\n".join(problems))
     return values
+
+
+def nested_kind(annotation: Any) -> str | None:
+    """Return the kind of component that options of this type name in a section of their own.
+
+    ``strategies`` for a Flower strategy, else the type's attribute ``component_kind``.
+    """
+    if _is_flower_strategy(annotation):
+        return "strategies"
+    return getattr(annotation, "component_kind", None)
 
 
 def words(annotation: Any) -> str:
@@ -142,8 +163,8 @@ def words(annotation: Any) -> str:
         return "a mapping"
     if _is_callable(annotation):
         return "a function given as 'package.module:name'"
-    if _is_flower_strategy(annotation):
-        return "a mapping with the name and options of a strategy"
+    if kind := nested_kind(annotation):
+        return f"a mapping with the name and options of a {_NESTED[kind][0]}"
     return f"of type {type_name(annotation)}"
 
 
@@ -154,11 +175,12 @@ def type_name(annotation: Any) -> str:
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
 
 
-def _section(value: Any, key: str) -> Mapping[str, Any]:
+def _section(value: Any, key: str, kind: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        what, example = _NESTED[kind]
         raise InputError(
-            f"{key} must be a mapping with the name and options of a strategy, such as "
-            f"{{name: fedavg}}, got {show(value)}"
+            f"{key} must be a mapping with the name and options of a {what}, such as "
+            f"{{name: {example}}}, got {show(value)}"
         )
     return value
 

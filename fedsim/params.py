@@ -39,6 +39,29 @@ class Layout:
         """Length of the part of the flat vector that holds trainable parameters."""
         return sum(_numel(s) for s in self.shapes[: self.num_parameters])
 
+    def only(self, keep: Callable[[str], bool]) -> tuple[Layout, list[slice]]:
+        """Return the layout of the tensors whose name passes, and where they lie in this one's.
+
+        Neighbours share a slice.
+        """
+        names: list[str] = []
+        shapes: list[tuple[int, ...]] = []
+        runs: list[slice] = []
+        offset = 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            n = _numel(shape)
+            if keep(name):
+                names.append(name)
+                shapes.append(shape)
+                if runs and runs[-1].stop == offset:
+                    runs[-1] = slice(runs[-1].start, offset + n)
+                else:
+                    runs.append(slice(offset, offset + n))
+            offset += n
+        count = sum(keep(name) for name in self.names[: self.num_parameters])
+        integers = tuple(filter(keep, self.integers))
+        return Layout(tuple(names), tuple(shapes), count, integers), runs
+
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Return name -> view of `flat` (shape ``(size,)``); writing to a view writes to `flat`."""
         views, offset = {}, 0
@@ -135,6 +158,13 @@ class Params(Mapping[str, Tensor]):
         """Return independent copies of the tensors whose name passes `keep`."""
         return {name: self[name].clone() for name in self if keep(name)}
 
+    def only(self, keep: Callable[[str], bool]) -> Params:
+        """Return independent Params of the tensors whose name passes `keep`."""
+        layout, runs = self.layout.only(keep)
+        flat = torch.cat([self.flat[run] for run in runs]) if runs else self.flat[:0].clone()
+        integers = {name: self.integers[name].clone() for name in layout.integers}
+        return Params(layout, flat, integers)
+
     def merged(self, tensors: Mapping[str, Tensor]) -> Params:
         """Return a copy in which the named tensors are replaced.
 
@@ -192,7 +222,18 @@ class FlatModel:
         self.parameter_names: list[str] = list(parameters)
 
     def load(self, params: Params) -> None:
-        """Copy `params` into the resident model."""
+        """Copy `params` into the resident model; what a part of a model lacks stays as it is.
+
+        Raises:
+            KeyError: a name that the model does not have.
+        """
+        if params.layout != self.layout:
+            views = self.layout.views(self.flat)
+            for name in params.layout.names:
+                views[name].copy_(params[name])
+            for name, value in params.integers.items():
+                self._integers[name].copy_(value)
+            return
         self.flat.copy_(params.flat)
         for name, buffer in self._integers.items():
             buffer.copy_(params.integers[name])

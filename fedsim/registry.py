@@ -21,7 +21,7 @@ from typing import Any
 from fedsim.config import Experiment, Section, join_problems, load_experiment
 from fedsim.errors import InputError, nearest
 from fedsim.loading import absolute_reference, load_reference, reason
-from fedsim.options import REQUIRED, config_class, options, validate
+from fedsim.options import REQUIRED, config_class, nested_kind, options, validate
 
 __all__ = [
     "KINDS",
@@ -55,7 +55,7 @@ _PACKAGES = {
 # Arguments that the platform passes by position to a component that is a function.
 _ARGUMENTS = {
     "datasets": (),
-    "partitions": ("labels", "clients", "rng"),
+    "partitions": ("samples", "clients", "rng"),
     "models": ("input_shape", "num_classes"),
 }
 _DEFAULT_CLIENT = "local-sgd"
@@ -137,8 +137,8 @@ def configure(
         name,
         given,
         key,
-        _platform_keys(kind),
-        lambda section, at: _nested_strategy(section, base, at),
+        _platform_keys(kind) if key == SECTIONS.get(kind) else ("name",),
+        lambda annotation, nested, section, at: _nested(annotation, nested, section, base, at),
         base,
     )
     config = config_class(obj)
@@ -206,16 +206,17 @@ def _fill(
     """Return a section with an absolute name and the value of every option a file can hold."""
     obj = resolve(kind, name, base)
     filled: dict[str, Any] = {"name": absolute_reference(name, base), **given}
-    for option, (_, default) in options(obj).items():
+    for option, (annotation, default) in options(obj).items():
         if isinstance(configured, dict):
             value = configured.get(option, default)
         else:
             value = getattr(configured, option)
-        if option in given and _is_strategy(value):
-            nested = given[option]
-            rest = {k: v for k, v in nested.items() if k != "name"}
-            again = configure("strategies", nested["name"], rest, base)
-            filled[option] = _fill("strategies", nested["name"], rest, again, base)
+        nested = nested_kind(annotation)
+        section = given.get(option, getattr(default, "section", None))
+        if nested is not None and section is not None:
+            rest = {k: v for k, v in section.items() if k != "name"}
+            again = configure(nested, section["name"], rest, base)
+            filled[option] = _fill(nested, section["name"], rest, again, base)
         elif option in given and callable(value):
             filled[option] = absolute_reference(given[option], base)
         else:
@@ -225,17 +226,17 @@ def _fill(
     return filled
 
 
-def _is_strategy(value: Any) -> bool:
-    from flwr.serverapp.strategy import Strategy
-
-    return isinstance(value, Strategy)
-
-
-def _nested_strategy(section: Mapping[str, Any], base: Path | None, key: str) -> Any:
+def _nested(
+    annotation: Any, kind: str, section: Mapping[str, Any], base: Path | None, key: str
+) -> Any:
+    """Return the component of a nested section as an option of type `annotation`."""
     name = section["name"]
     rest = {k: v for k, v in section.items() if k != "name"}
-    configured = configure("strategies", name, rest, base, key)
-    return instantiate(resolve("strategies", name, base, f"{key}.name"), configured, key)
+    obj = resolve(kind, name, base, f"{key}.name")
+    configured = configure(kind, name, rest, base, key)
+    if kind == "strategies":
+        return instantiate(obj, configured, key)
+    return annotation(name, obj, configured, key.rpartition(".")[2])
 
 
 def _with_key(message: str, key: str, known: set[str]) -> str:

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fedsim import rng
-from fedsim.components import check_fit, is_client_app
+from fedsim.components import check_fit, group_size, is_client_app
 from fedsim.config import Experiment, digest
 from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Manifest
+from fedsim.data.views import View
 from fedsim.engine.flower_compat import seeded_globals
 from fedsim.engine.foreign import capture, own_strategies, restore
 from fedsim.engine.grid import RoundLog, SimulationGrid
 from fedsim.engine.jobs import Executor
 from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.errors import InputError, RunFailed
+from fedsim.evaluate import SHOTS, shot_groups
 from fedsim.maths.trees import Tree
 from fedsim.params import FlatModel, Params
 from fedsim.progress import Progress
@@ -84,6 +87,7 @@ class RoundLoop:
         self._round = 0
         self._saved_at = 0.0
         self._events: list[Event] = []
+        self._shots = _shots(parts)
         self._grid = self._make_grid()
         self._bind()
         executor.when_waiting = self.write_pending
@@ -91,9 +95,6 @@ class RoundLoop:
     def _make_grid(self) -> SimulationGrid:
         parts, experiment = self.parts, self.experiment
         foreign = is_client_app(parts.client)
-        group_size = 1
-        if not foreign:
-            group_size = parts.client.group_size(parts.model.module)
         return SimulationGrid(
             self._executor,
             parts.manifest,
@@ -102,14 +103,15 @@ class RoundLoop:
             foreign_client=foreign,
             client_sends=frozenset() if foreign else parts.client.sends,
             block_means=isinstance(parts.strategy, Strategy),
-            group_size=group_size,
+            group_size=1 if foreign else group_size(experiment, parts.client, parts.model.module),
             min_survivors=experiment.screening.min_survivors,
             abort_on_defect=experiment.screening.policy == "abort",
             evaluation_clients=evaluation_clients(experiment),
         )
 
     def _bind(self) -> None:
-        experiment = self.experiment
+        experiment, card = self.experiment, self.parts.dataset.card
+        owned = self.parts.manifest.server
         context = ServerContext(
             seed=experiment.seed,
             rounds=experiment.rounds,
@@ -118,6 +120,7 @@ class RoundLoop:
             num_classes=self.parts.dataset.num_classes,
             model=self.parts.model,
             dataset=self.parts.dataset,
+            server=View(self.parts.dataset.train, owned, card) if len(owned) else None,
         )
         for strategy in own_strategies(self.parts.strategy):
             strategy.bind(self._initial.clone(), context)
@@ -252,11 +255,11 @@ class RoundLoop:
 
     def _evaluate(self, round: int) -> tuple[dict[str, float], RoundLog | None]:
         """Return global scores, and the log of the clients evaluated on their own data."""
-        scores = {}
-        if self.params is not None:
-            rows = len(self.parts.dataset.test)
-            scored = self._grid.score(self.params, rows, round)
-            scores = {f"generic/{name}": value for name, value in scored.items()}
+        scores: dict[str, float] = {}
+        for kind, params in self._models().items():
+            found = self._grid.score(params, len(self.parts.dataset.test), round)
+            values = found.metrics() | found.by_shots(self._shots)
+            scores |= {f"{kind}/{name}": value for name, value in values.items()}
         if not self.experiment.evaluation.personal or not self._grid.evaluation_clients:
             return scores, None
         strategy, grid = self.parts.strategy, self._grid
@@ -270,6 +273,15 @@ class RoundLoop:
             metrics = strategy.aggregate_evaluate(round, [r for r in replies if not r.has_error()])
         scores |= {f"clients/{name}": value for name, value in _numbers(metrics).items()}
         return scores, log
+
+    def _models(self) -> Mapping[str, Params]:
+        """Return the whole models to be scored on the global test set, by name."""
+        models: Mapping[str, Params] = {}
+        if isinstance(self.parts.strategy, Strategy):
+            models = self.parts.strategy.scored(self.parts.strategy.state)
+        elif self.params is not None:
+            models = {"generic": self.params}
+        return {k: p for k, p in models.items() if p.layout == self._initial.layout}
 
     def _checkpoint(self, round: int) -> None:
         settings, last = self.experiment.checkpoint, round == self.experiment.rounds
@@ -352,6 +364,18 @@ def build_parts(
             f"{dataset.card.input_shape}: {type(error).__name__}: {error}"
         ) from error
     return Parts(experiment, dataset, manifest, strategy, client, model)
+
+
+def _shots(parts: Parts) -> list[np.ndarray]:
+    """Return the classes with many, medium and few samples; none where that is not asked for."""
+    rule = parts.experiment.evaluation.shots
+    if rule == "auto":
+        rule = "cumulative" if parts.experiment.dataset.imbalance > 1 else None
+    if rule is None:
+        return [np.empty(0, np.int64)] * len(SHOTS)
+    labels = parts.dataset.train.y[parts.manifest.indices]
+    sizes = np.bincount(labels[labels >= 0], minlength=parts.dataset.num_classes)
+    return shot_groups(sizes, rule)
 
 
 def _nothing() -> None:

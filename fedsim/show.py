@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsim.config import show
+from fedsim.config import Experiment, Section, show
+from fedsim.data.dataset import Card
 from fedsim.errors import InputError, nearest
 from fedsim.options import REQUIRED, config_class, options, type_name
 from fedsim.registry import SECTIONS, resolve
@@ -27,9 +29,15 @@ def show_component(section: str, name: str) -> str:
         )
     obj = resolve(kinds[section], name, key=section)
     lines = [f"{section} {name}", "", _description(obj), ""]
+    if section == "dataset":
+        lines += _data(obj)
+    return "\n".join([*lines, *_options(obj), *_common(section)])
+
+
+def _options(obj: Any) -> list[str]:
     found = options(obj)
     if not found:
-        return "\n".join([*lines, "no options"])
+        return ["no options of its own"]
     comments = _comments(obj)
     rows = [
         (
@@ -42,13 +50,69 @@ def show_component(section: str, name: str) -> str:
     ]
     table = [("option", "type", "default", ""), *rows]
     widths = [max(len(row[i]) for row in table) for i in range(3)]
-    lines += [
+    return [
         "  ".join(
             [*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[3]]
         ).rstrip()
         for row in table
     ]
-    return "\n".join(lines)
+
+
+def _common(section: str) -> list[str]:
+    """Say which keys every component of this section takes."""
+    model = Experiment.model_fields[section].annotation
+    if not isinstance(model, type) or not issubclass(model, Section):
+        return []
+    own = {k: f for k, f in model.model_fields.items() if k != "name"}
+    if not own:
+        return []
+    width = max(map(len, own))
+    rows = [f"{key:<{width}}  {field.description}" for key, field in own.items()]
+    return ["", f"keys of every {section}", *rows]
+
+
+def _data(function: Any) -> list[str]:
+    """Return the cards of a data set: of the sets that a loader knows, else of what it loads."""
+    module = inspect.getmodule(function)
+    known: Mapping[str, Card] = getattr(module, "SETS", {})
+    lines = []
+    for name, card in known.items():
+        lines += [f"set {name}", *_card(card), ""]
+    if known:
+        return lines
+    try:
+        dataset = function()
+    except (InputError, TypeError) as error:
+        if isinstance(error, TypeError):  # it has options without a default
+            return []
+        return [f"not loaded here: {error}", ""]
+    sizes = {
+        "training": dataset.train,
+        "validation": dataset.validation,
+        "test": dataset.test,
+    }
+    counts = ", ".join(f"{len(s):,} {n}" for n, s in sizes.items() if s is not None)
+    columns = ", ".join(dataset.train.extra) or "none"
+    own = [f"samples      {counts}", f"columns      {columns}"]
+    return [*_card(dataset.card), *own, ""]
+
+
+def _card(card: Card) -> list[str]:
+    shown = card.classes[:12]
+    rest = len(card.classes) - len(shown)
+    classes = f"{len(card.classes)}: {', '.join(shown)}" + (f" and {rest} more" if rest else "")
+    rows = {
+        "title": card.title,
+        "kind": card.kind,
+        "source": card.source,
+        "licence": card.licence,
+        "classes": classes,
+        "domains": ", ".join(card.domains),
+        "input": " x ".join(map(str, card.input_shape)),
+        "text": " tokens of ".join(map(str, card.text_shape or ())),
+        "about": card.description,
+    }
+    return [f"{key:<12} {value}" for key, value in rows.items() if value]
 
 
 def _description(obj: Any) -> str:

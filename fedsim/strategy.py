@@ -12,7 +12,7 @@ algorithm box of its paper.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,6 +30,7 @@ from fedsim.params import FlatModel, Params
 
 if TYPE_CHECKING:
     from fedsim.data.dataset import Dataset
+    from fedsim.data.views import View
 
 WEIGHT_KEY = "num-examples"
 """The metric that carries a reply's weight, as in Flower's own strategies."""
@@ -39,7 +40,8 @@ WEIGHT_KEY = "num-examples"
 class ServerContext:
     """What a strategy may know: fixed for the whole run.
 
-    `model` is a resident model of the server's own; load parameters into it before use.
+    `model` is a resident model of the server's own; load parameters into it before use. `server`
+    are the training samples that the partition gives to the server itself, None if it gives none.
     """
 
     seed: int
@@ -49,6 +51,7 @@ class ServerContext:
     num_classes: int
     model: FlatModel
     dataset: Dataset
+    server: View | None = None
 
     def generator(self, purpose: str, round: int) -> torch.Generator:
         """Return the generator of this purpose and round (one address, one stream)."""
@@ -125,6 +128,13 @@ class Strategy(FlowerStrategy):
     def generic(self, state: Any) -> Params:
         """Return the generic model, the one evaluated on the global test set."""
         return state.model
+
+    def scored(self, state: Any) -> Mapping[str, Params]:
+        """Return the models that are scored on the global test set, by the name of their metrics.
+
+        A part of a model is not scored.
+        """
+        return {"generic": self.generic(state)}
 
     def bind(self, params: Params, ctx: ServerContext) -> None:
         """Give the strategy its surroundings and the state before round 1."""

@@ -73,7 +73,7 @@ def test_help_names_the_verbs_and_imports_nothing_heavy() -> None:
     assert done.returncode == 0
     verbs = done.stdout.partition("Commands:")[2].split("\n")
     names = " ".join(line.split()[0] for line in verbs if line.strip())
-    assert names == "run resume list show export bench"
+    assert names == "run resume list show partition export bench"
     code = (
         "import sys; from fedsim.cli import main; main(['--help']);"
         "print([m for m in ('torch', 'flwr', 'ray', 'pandas', 'rich', 'pydantic', 'numpy')"
@@ -224,8 +224,10 @@ def test_sigterm_interrupts_and_its_handler_is_put_back(
 def test_list_shows_names_and_descriptions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "datasets"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines][:2] == ["digits", "fashion-mnist"]
-    assert "Fashion-MNIST, 28x28" in lines[1]
+    described = dict(line.split(maxsplit=1) for line in lines)
+    assert list(described) == sorted(described)
+    assert {"digits", "fashion-mnist"} <= set(described)
+    assert described["fashion-mnist"].startswith("Fashion-MNIST, 28x28")
     assert main(["list", "dataset"]) == 2
     assert "Did you mean 'datasets'?" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Card, Split
 from fedsim.data.views import View
-from fedsim.evaluate import accuracy_and_loss, counts
+from fedsim.evaluate import Counts, accuracy_and_loss, counts, shot_groups
 
 CARD = Card("t", "s", "l", ("a", "b"), (1, 1, 2), (0.0,), (1.0,), "d")
 
@@ -38,9 +38,10 @@ def test_accuracy_and_loss_by_hand() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 512])
 def test_counts_are_sums_whatever_the_batch(batch_size: int) -> None:
-    correct, loss, samples = counts(Pixels(), THREE, batch_size)
-    assert (correct, samples) == (2, 3)
-    assert loss == pytest.approx(2 * RIGHT + WRONG, rel=1e-6)
+    found = counts(Pixels(), THREE, 2, batch_size)
+    assert found.correct.tolist() == [1, 1]
+    assert found.samples.tolist() == [1, 2]
+    assert found.loss == pytest.approx(2 * RIGHT + WRONG, rel=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -59,6 +60,39 @@ def test_batch_norm_is_read_and_not_updated() -> None:
 
 def test_no_samples_have_no_score() -> None:
     empty = View(THREE.split, np.array([], np.int64), CARD)
-    assert counts(Pixels(), empty) == (0, 0.0, 0)
+    assert counts(Pixels(), empty, 2).samples.tolist() == [0, 0]
     with pytest.raises(ValueError, match="no samples"):
         accuracy_and_loss(Pixels(), empty)
+
+
+PROFILES = [
+    # (class sizes, numbers of classes with many, medium and few samples), worked out by hand
+    ([5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100], (4, 3, 3)),
+    ([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50], (3, 3, 4)),
+    ([6000, 3884, 2515, 1628, 1054, 682, 442, 286, 185, 120], (4, 3, 3)),
+    ([6000, 3596, 2156, 1292, 774, 464, 278, 166, 100, 60], (3, 3, 4)),
+]
+
+
+@pytest.mark.parametrize(("sizes", "expected"), PROFILES)
+def test_shots_by_cumulative_share(sizes: list[int], expected: tuple[int, int, int]) -> None:
+    groups = shot_groups(np.array(sizes), "cumulative")
+    assert tuple(map(len, groups)) == expected
+    assert np.concatenate(groups).tolist() == list(range(10))  # from the largest down
+    shuffled = np.random.default_rng(0).permutation(10)
+    again = shot_groups(np.array(sizes)[shuffled], "cumulative")
+    assert [set(shuffled[g]) for g in again] == [set(g) for g in groups]
+
+
+def test_shots_by_count() -> None:
+    groups = shot_groups(np.array([101, 100, 20, 19, 0]), "count")
+    assert [g.tolist() for g in groups] == [[0], [1, 2], [3, 4]]
+
+
+def test_accuracy_by_shots_is_over_samples() -> None:
+    found = Counts(np.array([9, 1, 0, 2]), np.array([10, 2, 0, 4]))
+    groups = [np.array([0, 1]), np.array([2]), np.array([3])]
+    # 10 of 12; no samples, so no value; 2 of 4
+    assert found.by_shots(groups) == {"accuracy_many": 10 / 12, "accuracy_few": 0.5}
+    both = found + Counts(np.array([1, 0, 0, 0]), np.array([1, 1, 0, 0]), 2.0)
+    assert both.metrics() == {"accuracy": 13 / 18, "loss": 2.0 / 18}

@@ -76,3 +76,35 @@ def test_norm_by_hand() -> None:
         linear.weight.fill_(3.0)
         linear.bias.fill_(-4.0)
     assert FlatModel(linear).params().norm() == 5.0
+
+
+def test_a_part_keeps_its_names_values_and_integers() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
+    model = FlatModel(module)
+    whole = model.params()
+    part = whole.only(lambda name: name.startswith(("0.", "1.running", "1.num")))
+    assert list(part) == ["0.weight", "0.bias", "1.running_mean", "1.running_var",
+                          "1.num_batches_tracked"]  # fmt: skip
+    assert part.layout.num_parameters == 2
+    assert part.layout.size == 3 * 2 * 2 * 2 + 3 + 3 + 3
+    assert all(torch.equal(part[name], whole[name]) for name in part)
+    part.flat.zero_()
+    assert whole["0.weight"].abs().sum() > 0
+    assert whole.only(lambda name: False).flat.shape == (0,)
+
+
+def test_loading_a_part_leaves_the_rest() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model = FlatModel(module)
+    before = model.params()
+    part = (before * 0.0).only(lambda name: name in ("0.bias", "1.num_batches_tracked"))
+    part.flat.fill_(7.0)
+    part.integers["1.num_batches_tracked"] += 5
+    model.load(part)
+    after = model.params()
+    assert after["0.bias"].tolist() == [7.0, 7.0]
+    assert int(after["1.num_batches_tracked"]) == 5
+    assert torch.equal(after["0.weight"], before["0.weight"])
+    other = FlatModel(nn.Linear(2, 2)).params()
+    with pytest.raises(KeyError, match="weight"):
+        model.load(other)

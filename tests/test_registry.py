@@ -67,7 +67,7 @@ app = ClientApp()
 def data(*, root: str | None = None):
     """My data."""
 
-def part(labels, clients, rng, *, alpha: float): ...
+def part(samples, clients, rng, *, alpha: float): ...
 def net(input_shape, num_classes, *, hidden: int = 3): ...
 '''
 
@@ -196,7 +196,7 @@ BAD_OPTIONS: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ("clients", "Mine", {}, ["client.name must be a client method", "a strategy"]),
     ("models", "Mine", {}, ["model.name must be a function of (input_shape, num_classes", "strat"]),
     ("models", "part", {}, ["model.name must be a function of (input_shape, num_classes"]),
-    ("partitions", "net", {}, ["partition.name must be a function of (labels, clients, rng"]),
+    ("partitions", "net", {}, ["partition.name must be a function of (samples, clients, rng"]),
     ("datasets", "part", {}, ["dataset.name must be a function of (*, options...)"]),
     ("datasets", "Minee", {}, ["dataset.name", "no 'Minee'", "Did you mean 'Mine'?"]),
 ]
@@ -215,7 +215,7 @@ def test_bad_options_and_kinds_are_named(
     ("kind", "name", "parts"),
     [
         ("strategies", "fedavgg", ["strategy.name", "'fedavgg'", "Did you mean 'fedavg'?"]),
-        ("datasets", "fashion_mnist", ["digits, fashion-mnist", "Did you mean 'fashion-mnist'?"]),
+        ("datasets", "fashion_mnist", ["one of ", "digits, ", "Did you mean 'fashion-mnist'?"]),
         ("models", "no.such:Net", ["model.name", "no module 'no'"]),
         ("models", "fedsim.no:Net", ["no module 'fedsim.no'"]),
         ("models", "fedsim.client:Clien", ["fedsim.client has no 'Clien'", "'Client'"]),

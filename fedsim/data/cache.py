@@ -2,7 +2,8 @@
 
 The folder is ``$FEDSIM_CACHE``, else ``~/.cache/fedsim``. An entry is a folder of ``.npy`` files
 with a ``checksums.json``; it appears by one rename, so a killed builder leaves no half entry,
-and only the holder of the entry's lock builds, so two builders at once are safe.
+and only the holder of the entry's lock builds, so two builders at once are safe. An array larger
+than memory is built as a `Stream`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,35 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from fedsim.errors import InputError
 
 _CHECKSUMS = "checksums.json"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An array that a builder gives piece by piece, as it may be larger than memory.
+
+    `rows` yields arrays (k, ...) of `dtype`, k >= 0, that together are the array of `shape`;
+    each is written before the next is asked for. The entry's arrays are written in the order of
+    the builder's mapping, so a later stream may be computed from what an earlier one has seen.
+    """
+
+    shape: tuple[int, ...]
+    dtype: npt.DTypeLike
+    rows: Iterable[np.ndarray]
+
+
+Built = Mapping[str, np.ndarray | Stream]
 
 
 def cache_folder() -> Path:
@@ -31,7 +51,7 @@ def cache_folder() -> Path:
     return Path(configured).expanduser() if configured else Path.home() / ".cache" / "fedsim"
 
 
-def cached_arrays(key: str, build: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def cached_arrays(key: str, build: Callable[[], Built]) -> dict[str, np.ndarray]:
     """Return the arrays of entry `key` as read-only memory maps, calling `build` if need be.
 
     `key` is a file name that must change whenever the content does. An entry whose files do
@@ -39,6 +59,7 @@ def cached_arrays(key: str, build: Callable[[], Mapping[str, np.ndarray]]) -> di
 
     Raises:
         InputError: the folder cannot be read or written; and whatever `build` raises.
+        ValueError: a `Stream` whose rows are not those of its shape and dtype.
     """
     root = cache_folder()
     try:
@@ -85,7 +106,7 @@ def _open(folder: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _build(root: Path, key: str, build: Callable[[], Mapping[str, np.ndarray]]) -> None:
+def _build(root: Path, key: str, build: Callable[[], Built]) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{key}.build-", dir=root))
     try:
         records = {f"{n}.npy": _write(aside / f"{n}.npy", a) for n, a in build().items()}
@@ -117,14 +138,43 @@ class _HashingWriter:
         return self.file.write(data)
 
 
-def _write(path: Path, array: np.ndarray) -> dict[str, str | int]:
+def _write(path: Path, array: np.ndarray | Stream) -> dict[str, str | int]:
     """Write one ``.npy`` through to the disk; return its record of the checksum file."""
     with open(path, "wb") as file:
         writer = _HashingWriter(file)
-        np.lib.format.write_array(writer, np.ascontiguousarray(array), allow_pickle=False)
+        if isinstance(array, Stream):
+            _write_stream(writer, path.stem, array)
+        else:
+            np.lib.format.write_array(writer, np.ascontiguousarray(array), allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
         return {"sha256": writer.hash.hexdigest(), "bytes": file.tell()}
+
+
+def _write_stream(writer: _HashingWriter, name: str, stream: Stream) -> None:
+    dtype, (total, *rest) = np.dtype(stream.dtype), stream.shape
+    if dtype.hasobject:
+        raise ValueError(f"stream {name} must not be of Python objects, got dtype {dtype}")
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": tuple(map(int, stream.shape)),
+    }
+    np.lib.format.write_array_header_1_0(writer, header)
+    written = 0
+    for rows in stream.rows:
+        if rows.dtype != dtype or list(rows.shape[1:]) != rest:
+            raise ValueError(
+                f"rows of stream {name} must be {dtype} of the shape (k, {str(rest)[1:-1]}), got "
+                f"{rows.dtype} of {rows.shape}"
+            )
+        written += len(rows)
+        if written > total:
+            break
+        writer.write(np.ascontiguousarray(rows).tobytes())
+    if written != total:
+        more = "or more " if written > total else ""
+        raise ValueError(f"stream {name} must have {total} rows, got {written} {more}".rstrip())
 
 
 @contextmanager

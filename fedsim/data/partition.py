@@ -10,34 +10,60 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from fedsim.errors import InputError, check
 
-_DTYPES: dict[str, np.dtype[np.int32] | np.dtype[np.int64]] = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "indices": np.dtype("<i4"),
     "pointers": np.dtype("<i8"),
+    "server": np.dtype("<i4"),
+    "labelled": np.dtype("u1"),
+    "modality": np.dtype("u1"),
     "num_validation": np.dtype("<i4"),
     "num_test": np.dtype("<i4"),
+    "test_indices": np.dtype("<i4"),
+    "test_pointers": np.dtype("<i8"),
 }
 
 
+def _none() -> np.ndarray:
+    return np.empty(0, np.int32)
+
+
 class ClientIndices(NamedTuple):
-    """One client's samples: int32 (k,) views into the manifest, rows of the training split."""
+    """One client's samples, int32 (k,) views into the manifest, and what it may know of them.
+
+    `train` and `validation` are rows of the training split; `test` too, or rows of the test split
+    where `on_test_split` says so. `labelled` and `modality` are those of `Assignment`.
+    """
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    on_test_split: bool = False
+    labelled: bool = True
+    modality: int = 0
+
+
+Modality = Literal["all", "image", "text"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+"""What a client holds of an image-text pair; a client's modality is an index of this."""
 
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
     """Samples of clients 0..N-1: `indices` int32 (total,) cut by `pointers` int64 (N+1,).
+
+    `server` int32 (m,) are the samples of the server itself: a public set, or the only labelled
+    ones. `labelled` and `modality` uint8 (N,) say whether a client sees the labels of its samples,
+    1 or 0, and which of `MODALITIES` it holds; empty arrays (the default) stand for 1 and 0
+    everywhere.
 
     Raises:
         InputError: arrays that are not such a cut, or negative indices.
@@ -45,9 +71,12 @@ class Assignment:
 
     indices: np.ndarray
     pointers: np.ndarray
+    server: np.ndarray = field(default_factory=_none, kw_only=True)
+    labelled: np.ndarray = field(default_factory=_none, kw_only=True)
+    modality: np.ndarray = field(default_factory=_none, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._set_integers("indices", "pointers")
+        self._set_integers("indices", "pointers", "server", "labelled", "modality")
         pointers = self.pointers
         check(len(pointers) >= 2, "a partition must have at least 1 client", len(pointers) - 1)
         check(pointers[0] == 0, "pointers must start at 0", int(pointers[0]))
@@ -60,6 +89,14 @@ class Assignment:
         if len(self.indices):
             lowest = int(self.indices.min())
             check(lowest >= 0, "indices must be >= 0", lowest)
+        if len(self.server):
+            check(self.server.min() >= 0, "server must be >= 0", int(self.server.min()))
+        for name, highest in (("labelled", 1), ("modality", len(MODALITIES) - 1)):
+            values = getattr(self, name)
+            right = len(values) in (0, self.num_clients)
+            check(right, f"{name} must have {self.num_clients} values or none", len(values))
+            if len(values):
+                check(values.max() <= highest, f"{name} must be <= {highest}", int(values.max()))
 
     def _set_integers(self, *names: str) -> None:
         """Give the named arrays the dtypes of the class, refusing what is not an integer array."""
@@ -80,12 +117,24 @@ class Assignment:
         """Samples of each client, int64 (N,)."""
         return np.diff(self.pointers)
 
+    @cached_property
+    def owners(self) -> np.ndarray:
+        """The client of each of `indices`, int64 (total,)."""
+        return np.repeat(np.arange(self.num_clients), self.sizes)
+
+    def on_rows(self, rows: np.ndarray) -> Assignment:
+        """Return the same with sample i replaced by ``rows[i]``."""
+        return replace(self, indices=rows[self.indices], server=rows[self.server])
+
 
 @dataclass(frozen=True, eq=False)
 class Manifest(Assignment):
     """An assignment whose client slices are ordered train, validation, test.
 
-    `num_validation` and `num_test` are int32 (N,); every client has training samples.
+    `num_validation` and `num_test` are int32 (N,); every client has training samples. With
+    `test_pointers` int64 (N+1,) the test samples are not of the client's slice but those of
+    `test_indices` int32 that they cut out, rows of the data set's test split; clients may share
+    them. `num_test` is 0 then.
 
     Raises:
         InputError: arrays that break this.
@@ -93,10 +142,12 @@ class Manifest(Assignment):
 
     num_validation: np.ndarray
     num_test: np.ndarray
+    test_indices: np.ndarray = field(default_factory=_none, kw_only=True)
+    test_pointers: np.ndarray = field(default_factory=_none, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set_integers("num_validation", "num_test")
+        self._set_integers("num_validation", "num_test", "test_indices", "test_pointers")
         for name in ("num_validation", "num_test"):
             counts = getattr(self, name)
             right = len(counts) == self.num_clients
@@ -104,6 +155,19 @@ class Manifest(Assignment):
             check(bool((counts >= 0).all()), f"{name} must be >= 0", int(counts.min()))
         lowest = int(self.num_train.min())
         check(lowest >= 1, "every client must keep at least 1 training sample", lowest)
+        if self.on_test_split:
+            cut = Assignment(self.test_indices, self.test_pointers)
+            right = cut.num_clients == self.num_clients
+            check(right, f"test_pointers must cut {self.num_clients} pieces", cut.num_clients)
+            held_out = int(self.num_test.max())
+            check(held_out == 0, "num_test must be 0 beside test_pointers", held_out)
+        elif len(self.test_indices):
+            check(False, "test_indices need test_pointers", len(self.test_indices))
+
+    @property
+    def on_test_split(self) -> bool:
+        """Whether the clients' test samples are rows of the data set's test split."""
+        return len(self.test_pointers) > 0
 
     @cached_property
     def num_train(self) -> np.ndarray:
@@ -122,13 +186,21 @@ class Manifest(Assignment):
         test = stop - int(self.num_test[i])
         validation = test - int(self.num_validation[i])
         indices = self.indices
+        held_out = indices[test:stop]
+        if self.on_test_split:
+            held_out = self.test_indices[self.test_pointers[i] : self.test_pointers[i + 1]]
         return ClientIndices(
-            indices[start:validation], indices[validation:test], indices[test:stop]
+            indices[start:validation],
+            indices[validation:test],
+            held_out,
+            self.on_test_split,
+            bool(self.labelled[i]) if len(self.labelled) else True,
+            int(self.modality[i]) if len(self.modality) else 0,
         )
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the arrays; equal exactly for equal manifests."""
-        digest = hashlib.sha256(b"fedsim manifest 1")
+        digest = hashlib.sha256(b"fedsim manifest 2")
         for name in _DTYPES:
             array = getattr(self, name)
             digest.update(f"/{name}/{len(array)}/".encode())
@@ -205,7 +277,13 @@ def build_manifest(
     if validation > 0 or test > 0:
         indices = indices[_shuffle_within(sizes, rng)]
     return Manifest(
-        indices, assignment.pointers, num_validation.astype(np.int32), num_test.astype(np.int32)
+        indices,
+        assignment.pointers,
+        num_validation.astype(np.int32),
+        num_test.astype(np.int32),
+        server=assignment.server,
+        labelled=assignment.labelled,
+        modality=assignment.modality,
     )
 
 

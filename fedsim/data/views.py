@@ -14,8 +14,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 
+from fedsim.data.augment import Augmentation
 from fedsim.data.dataset import Card, Split
-from fedsim.data.partition import ClientIndices
+from fedsim.data.partition import MODALITIES, ClientIndices, Modality
 from fedsim.errors import check
 
 # Values gathered at once. On a CPU 0.5 MiB of float32 stays in the cache between the passes over
@@ -30,13 +31,21 @@ _tensors: weakref.WeakKeyDictionary[Split, tuple[torch.Tensor, torch.Tensor]] = 
 )
 
 
+class HiddenData(RuntimeError):
+    """Raised where a client reads what it has no right to: labels, or a modality it lacks."""
+
+
 class View:
     """Some samples of a split, in a given order, as a model reads them.
 
     `indices` are rows of `split` (any integer dtype, copied). Inputs are float32 (n, C, H, W) in
-    channels_last memory, normalised with the card's mean and std; labels are int64 (n,). Both
-    are new tensors on `device`, that the caller may change. An `order` is a sequence of positions
-    0..len-1 in the view.
+    channels_last memory, normalised with the card's mean and std, or the int64 (n, L) tokens of
+    texts; labels are int64 (n,). Both are new tensors on `device`, that the caller may change. An
+    `order` is a sequence of positions 0..len-1 in the view.
+
+    Where `labelled` is false labels and boxes raise `HiddenData`; so do images where the modality
+    is ``text`` and texts where it is ``image``. `augment` changes the inputs of `batches` and
+    `input_batches`, where they are given a generator.
     """
 
     def __init__(
@@ -45,7 +54,12 @@ class View:
         indices: np.ndarray,
         card: Card,
         device: str | torch.device = "cpu",
+        *,
+        labelled: bool = True,
+        modality: Modality = "all",
+        augment: Augmentation | None = None,
     ) -> None:
+        self.labelled, self.modality, self.augment = labelled, modality, augment
         self.split = split
         self.card = card
         self.device = torch.device(device)
@@ -62,12 +76,67 @@ class View:
         return len(self._index)
 
     def inputs(self, order: Order = None) -> torch.Tensor:
-        """Return the inputs of all samples, or of those at the positions in `order`."""
+        """Return the inputs of all samples, or of those at the positions in `order`.
+
+        Raises:
+            HiddenData: the images of a client that holds texts only.
+        """
+        self._check_inputs()
         return self._gather(self._rows(order))
 
     def labels(self, order: Order = None) -> torch.Tensor:
-        """Return the labels of all samples, or of those at the positions in `order`."""
+        """Return the labels of all samples, or of those at the positions in `order`.
+
+        Raises:
+            HiddenData: the view's client sees no labels.
+        """
+        self._check_labels()
         return self._y.index_select(0, self._rows(order)).to(self.device)
+
+    def column(self, name: str, order: Order = None) -> torch.Tensor | np.ndarray:
+        """Return an extra column of all samples, or of those at the positions in `order`.
+
+        Numbers are a tensor on the view's device, bytes (the column ``text``) a numpy array.
+
+        Raises:
+            KeyError: the split has no such column.
+            HiddenData: boxes where labels are hidden; the text of a client with images only.
+        """
+        if name in ("boxes", "box_labels"):
+            self._check_labels()
+        if name in ("tokens", "text") and self.modality == "image":
+            raise HiddenData(f"this client holds images only, not the column {name!r}")
+        rows = np.asarray(self.split.extra[name][self._rows(order).numpy()])
+        return rows if rows.dtype.kind == "S" else torch.from_numpy(rows).to(self.device)
+
+    def index_batches(
+        self,
+        batch_size: int,
+        rng: torch.Generator | None = None,
+        epochs: int = 1,
+        steps: int | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yield the positions int64 (batch,) in the view that `batches` would go through."""
+        total, _ = self._num_batches(batch_size, epochs, steps)
+        while total > 0:
+            order = torch.arange(len(self))
+            if rng is not None:
+                order = torch.randperm(len(self), generator=rng)
+            for some in order.split(batch_size)[:total]:
+                yield some
+                total -= 1
+
+    def input_batches(
+        self,
+        batch_size: int,
+        rng: torch.Generator | None = None,
+        epochs: int = 1,
+        steps: int | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yield the inputs that `batches` would yield, without reading a label."""
+        self._check_inputs()
+        total, per_epoch = self._num_batches(batch_size, epochs, steps)
+        return (x for _, x in self._batches(batch_size, rng, per_epoch, total))
 
     def batches(
         self,
@@ -85,17 +154,38 @@ class View:
 
         Raises:
             InputError: `batch_size` < 1, `epochs` < 0 or `steps` < 0.
+            HiddenData: the view's client sees no labels, or no images.
         """
+        self._check_inputs()
+        self._check_labels()
+        total, per_epoch = self._num_batches(batch_size, epochs, steps)
+        return self._labelled_batches(batch_size, rng, per_epoch, total)
+
+    def _num_batches(self, batch_size: int, epochs: int, steps: int | None) -> tuple[int, int]:
+        """Return the number of batches, in all and an epoch."""
         check(batch_size >= 1, "batch_size must be >= 1", batch_size)
         check(epochs >= 0, "epochs must be >= 0", epochs)
         check(steps is None or steps >= 0, "steps must be >= 0", steps)
         per_epoch = -(-len(self) // batch_size)
         total = epochs * per_epoch if steps is None else steps
-        return self._batches(batch_size, rng, per_epoch, total if per_epoch else 0)
+        return total if per_epoch else 0, per_epoch
+
+    def _labelled_batches(
+        self, batch_size: int, rng: torch.Generator | None, per_epoch: int, total: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        known: torch.Tensor | None = None
+        pieces: Iterator[torch.Tensor] = iter(())
+        for rows, x in self._batches(batch_size, rng, per_epoch, total):
+            if rows is not known:  # a new epoch: its labels are gathered at once
+                known = rows
+                labels = self._y.index_select(0, rows).to(self.device)
+                pieces = iter(labels.split(batch_size))
+            yield x, next(pieces)
 
     def _batches(
         self, batch_size: int, rng: torch.Generator | None, per_epoch: int, total: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the rows of the whole epoch, one tensor an epoch, and the inputs of a batch."""
         values = _CHUNK_CPU if self.device.type == "cpu" else _CHUNK_GPU
         chunk = max(1, values // (batch_size * self._x[0].numel())) * batch_size
         while total > 0:
@@ -103,11 +193,24 @@ class View:
             if rng is not None:
                 rows = rows[torch.randperm(len(rows), generator=rng)]
             rows = rows[: total * batch_size]
-            labels = self._y.index_select(0, rows).to(self.device)
-            for some, y in zip(rows.split(chunk), labels.split(chunk), strict=True):
-                x = self._gather(some)
-                yield from zip(x.split(batch_size), y.split(batch_size), strict=True)
+            for some in rows.split(chunk):
+                if self.augment is None or rng is None:
+                    for x in self._gather(some).split(batch_size):
+                        yield rows, x
+                else:
+                    # Draws are made batch by batch: the chunk depends on the device.
+                    for x in self._read(some).split(batch_size):
+                        x = self._normalise(self.augment.pixels(x, rng))
+                        yield rows, self.augment.normalised(x, rng)
             total -= per_epoch
+
+    def _check_labels(self) -> None:
+        if not self.labelled:
+            raise HiddenData("the labels of this client's samples are hidden from it")
+
+    def _check_inputs(self) -> None:
+        if self.modality == "text" and self.split.x.dtype == np.uint8:
+            raise HiddenData("this client holds texts only, not images")
 
     def _rows(self, order: Order) -> torch.Tensor:
         if order is None:
@@ -115,22 +218,42 @@ class View:
         return self._index[torch.as_tensor(order, dtype=torch.int64)]
 
     def _gather(self, rows: torch.Tensor) -> torch.Tensor:
-        # Bytes travel to the device, not floats. Two passes, not one addcmul: they take half
-        # the time, and a value never depends on where in the chunk it stands.
-        x = self._x.index_select(0, rows).to(self.device).float()
+        if self._x.dtype == torch.int32:
+            return self._x.index_select(0, rows).to(self.device).long()
+        return self._normalise(self._read(rows))
+
+    def _read(self, rows: torch.Tensor) -> torch.Tensor:
+        # Bytes travel to the device, not floats.
+        return self._x.index_select(0, rows).to(self.device).float()
+
+    def _normalise(self, x: torch.Tensor) -> torch.Tensor:
+        # Two passes, not one addcmul: they take half the time, and a value never depends on
+        # where in the chunk it stands.
         return x.mul_(self._scale).add_(self._shift).permute(0, 3, 1, 2)
 
 
 class ClientData:
     """One client's own samples over `split`, the training split that was partitioned.
 
-    Every client has some to train on; `validation` and `test` may be empty.
+    Every client has some to train on; `validation` and `test` may be empty. `test_split` is needed
+    where test samples come from there. Labels of test samples can always be read: they are for
+    scoring. `augment` changes what the client trains on.
     """
 
     def __init__(
-        self, split: Split, indices: ClientIndices, card: Card, device: str | torch.device = "cpu"
+        self,
+        split: Split,
+        indices: ClientIndices,
+        card: Card,
+        device: str | torch.device = "cpu",
+        *,
+        test_split: Split | None = None,
+        augment: Augmentation | None = None,
     ) -> None:
         self._split, self._indices, self._card, self._device = split, indices, card, device
+        self._test_split, self._augment = test_split, augment
+        self.labelled = indices.labelled
+        self.modality: Modality = MODALITIES[indices.modality]
 
     @property
     def train_rows(self) -> np.ndarray:
@@ -145,17 +268,39 @@ class ClientData:
     @cached_property
     def train(self) -> View:
         """The samples to train on."""
-        return View(self._split, self._indices.train, self._card, self._device)
+        return self._view(self._split, self._indices.train, self.labelled, self._augment)
 
     @cached_property
     def validation(self) -> View:
         """The samples to choose options with."""
-        return View(self._split, self._indices.validation, self._card, self._device)
+        return self._view(self._split, self._indices.validation, self.labelled)
 
     @cached_property
     def test(self) -> View:
         """The samples to report on."""
-        return View(self._split, self._indices.test, self._card, self._device)
+        split = self._split
+        if self._indices.on_test_split:
+            if self._test_split is None:
+                raise ValueError("test samples are of the test split, which was not given")
+            split = self._test_split
+        return self._view(split, self._indices.test, labelled=True)
+
+    def _view(
+        self,
+        split: Split,
+        rows: np.ndarray,
+        labelled: bool,
+        augment: Augmentation | None = None,
+    ) -> View:
+        return View(
+            split,
+            rows,
+            self._card,
+            self._device,
+            labelled=labelled,
+            modality=self.modality,
+            augment=augment,
+        )
 
 
 def _split_tensors(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,11 +321,13 @@ def _affine(card: Card, device: torch.device) -> tuple[torch.Tensor | float, tor
     Numbers where all channels agree, else tensors (H, W, C): a row for each sample, as
     broadcasting over the short channel axis takes four times as long.
     """
+    if card.kind == "text":
+        return 1.0, 0.0
     scales = [1 / (255 * std) for std in card.std]
     shifts = [-mean / std for mean, std in zip(card.mean, card.std, strict=True)]
     if len(set(zip(scales, shifts, strict=True))) == 1:
         return scales[0], shifts[0]
-    channels, height, width = card.input_shape
+    channels, height, width = card.input_shape  # of images; texts are not normalised
     scale, shift = (
         torch.tensor(v, dtype=torch.float32, device=device)
         .expand(height, width, channels)

@@ -22,6 +22,7 @@ from fedsim.engine import flower_compat as compat
 from fedsim.engine.jobs import Assignment, Block, BlockResult, Executor, Failure, Report
 from fedsim.engine.records import RecordMismatch, TreeRecord, tree_of
 from fedsim.errors import RunFailed
+from fedsim.evaluate import Counts
 from fedsim.maths import trees
 from fedsim.maths.trees import Tree
 from fedsim.params import Params
@@ -156,18 +157,18 @@ class SimulationGrid(Grid):
             self._keep_states()
         return sorted(replies, key=lambda m: m.metadata.src_node_id)
 
-    def score(self, params: Params, rows: int, round: int) -> dict[str, float]:
-        """Return accuracy and mean loss of a model on the first `rows` rows of the test set."""
+    def score(self, params: Params, rows: int, round: int) -> Counts:
+        """Return what a model gets right of the first `rows` rows of the test set."""
         shards = [(start, min(start + SHARD, rows)) for start in range(0, rows, SHARD)]
         blocks = [
             Block(i, round, "score", shard=shard, cost=shard[1] - shard[0])
             for i, shard in enumerate(shards)
         ]
         results = sorted(self.executor.run(blocks, {"model": params}), key=lambda r: r.index)
-        correct = sum(r.counts[0] for r in results)
-        loss = sum(r.counts[1] for r in results)
-        count = sum(r.counts[2] for r in results)
-        return {"accuracy": correct / count, "loss": loss / count}
+        total: Counts = results[0].counts
+        for result in results[1:]:
+            total = total + result.counts
+        return total
 
     def _run_group(self, messages: list[Message], training: bool) -> list[Message]:
         """Execute messages that share a payload."""

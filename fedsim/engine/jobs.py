@@ -52,10 +52,10 @@ class Block:
 
     def __reduce__(self) -> Any:
         # A few long arrays instead of three short ones a client: blocks travel every round.
-        lengths = np.array([[len(rows) for rows in a.indices] for a in self.clients], np.int64)
-        rows = [rows for a in self.clients for rows in a.indices]
+        lengths = np.array([[len(rows) for rows in a.indices[:3]] for a in self.clients], np.int64)
+        rows = [rows for a in self.clients for rows in a.indices[:3]]
         joined = np.concatenate(rows) if rows else np.empty(0, np.int32)
-        rest = [(a.client, a.state, a.own, a.message_type) for a in self.clients]
+        rest = [(a.client, a.state, a.own, a.message_type, a.indices[3:]) for a in self.clients]
         own = (self.index, self.round, self.kind, self.reduce, self.shard, self.cost)
         return _block, (own, lengths, joined, rest)
 
@@ -63,12 +63,17 @@ class Block:
 def _block(own: tuple[Any, ...], lengths: np.ndarray, joined: np.ndarray, rest: Any) -> Block:
     index, round, kind, reduce, shard, cost = own
     clients, start = [], 0
-    for (client, state, extra, message_type), sizes in zip(rest, lengths.tolist(), strict=True):
-        pieces = []
-        for size in sizes:
-            pieces.append(joined[start : start + size])
-            start += size
-        clients.append(Assignment(client, ClientIndices(*pieces), state, extra, message_type))
+    for (client, state, extra, message_type, traits), sizes in zip(
+        rest, lengths.tolist(), strict=True
+    ):
+        validation = start + sizes[0]
+        test = validation + sizes[1]
+        stop = test + sizes[2]
+        pieces = joined[start:validation], joined[validation:test], joined[test:stop]
+        start = stop
+        clients.append(
+            Assignment(client, ClientIndices(*pieces, *traits), state, extra, message_type)
+        )
     return Block(index, round, kind, clients, reduce, shard, cost)
 
 
@@ -104,7 +109,7 @@ class BlockResult:
     index: int
     reports: list[Report]
     sums: Any = None  # the block's `WeightedMean` when it is reduced
-    counts: tuple[int, float, int] = (0, 0.0, 0)  # kind "score": correct, summed loss, samples
+    counts: Any = None  # kind "score": the `Counts` of the rows
     seconds: float = 0.0
 
     def __reduce__(self) -> Any:

@@ -24,7 +24,14 @@ import torch
 
 from fedsim import rng
 from fedsim.client import ClientContext, Task, Update
-from fedsim.components import build_client, build_dataset, build_model, is_client_app
+from fedsim.components import (
+    build_augment,
+    build_client,
+    build_dataset,
+    build_model,
+    group_size,
+    is_client_app,
+)
 from fedsim.data.views import ClientData, View
 from fedsim.engine.jobs import Assignment, Block, BlockResult, Failure, Report, WorkerSpec
 from fedsim.evaluate import counts
@@ -69,6 +76,7 @@ class Worker:
         self.dataset = build_dataset(spec.experiment)
         self.client: Any = build_client(spec.experiment)
         self.foreign = is_client_app(self.client)
+        self.augment = build_augment(spec.experiment)
         module = build_model(spec.experiment, self.dataset.card)
         self.model = FlatModel(module, self.device)
         self._normed: tuple[Tree, float] = ({}, 0.0)
@@ -100,7 +108,14 @@ class Worker:
 
     def data(self, part: Assignment) -> ClientData:
         """Return the client's own views of the data set."""
-        return ClientData(self.dataset.train, part.indices, self.dataset.card, self.device)
+        return ClientData(
+            self.dataset.train,
+            part.indices,
+            self.dataset.card,
+            self.device,
+            test_split=self.dataset.test,
+            augment=self.augment,
+        )
 
     def context(self, block: Block, client: int) -> ClientContext:
         """Return what a client method may know of its surroundings."""
@@ -126,7 +141,8 @@ class Worker:
         self.model.load(payload["model"])
         start, stop = block.shard
         view = View(self.dataset.test, np.arange(start, stop), self.dataset.card, self.device)
-        scored = counts(self.model.module, view, self.experiment.evaluation.batch_size)
+        batch_size = self.experiment.evaluation.batch_size
+        scored = counts(self.model.module, view, self.dataset.num_classes, batch_size)
         return BlockResult(block.index, [], counts=scored)
 
     def _train(self, block: Block, payload: Tree) -> BlockResult:
@@ -135,7 +151,7 @@ class Worker:
             result.sums = trees.WeightedMean()
         size = 1
         if block.clients:
-            size = self.client.group_size(self.model.module)
+            size = group_size(self.experiment, self.client, self.model.module)
         for first in range(0, len(block.clients), size):
             group = block.clients[first : first + size]
             together = len(group) > 1 and all(part.own is None for part in group)

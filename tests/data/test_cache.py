@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedsim.data.cache import cache_folder, cached_arrays, verify
+from fedsim.data.cache import Stream, cache_folder, cached_arrays, verify
 from fedsim.errors import InputError
 
 
@@ -154,3 +155,80 @@ def test_unusable_folder_is_bad_input(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match=r"cannot use the data cache .*; set FEDSIM_CACHE"):
         cached_arrays("toy", build)
+
+
+def test_stream_is_written_piece_by_piece(folder: Path) -> None:
+    seen: list[int] = []
+
+    def pieces() -> Iterator[np.ndarray]:
+        for start, stop in ((0, 2), (2, 2), (2, 5)):
+            seen.append(start)
+            # Rows of a transposed array are not contiguous.
+            yield np.arange(3 * start, 3 * stop, dtype=np.int16).reshape(3, -1, order="F").T
+
+    def total() -> Iterator[np.ndarray]:
+        yield np.array([sum(seen)])
+
+    def build() -> dict[str, Stream]:
+        return {"x": Stream((5, 3), np.int16, pieces()), "seen": Stream((1,), np.int64, total())}
+
+    arrays = cached_arrays("toy", build)
+    assert arrays["x"].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [12, 13, 14]]
+    assert isinstance(arrays["x"], np.memmap)
+    assert (arrays["x"].dtype, arrays["seen"].tolist()) == (np.int16, [4])
+    assert verify(folder / "toy") == []
+    # The same file, to the byte, as of an array in memory.
+    cached_arrays("whole", lambda: {"x": np.arange(15, dtype=np.int16).reshape(5, 3)})
+    assert (folder / "toy/x.npy").read_bytes() == (folder / "whole/x.npy").read_bytes()
+
+
+def test_stream_without_rows(folder: Path) -> None:
+    arrays = cached_arrays("toy", lambda: {"x": Stream((0, 2), "float32", iter(()))})
+    assert (arrays["x"].shape, arrays["x"].dtype) == ((0, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        ([(2, 3)], r"stream x must have 4 rows, got 2$"),
+        ([(2, 3), (3, 3), (9, 3)], r"stream x must have 4 rows, got 5 or more$"),
+        ([(4, 2)], r"rows of stream x must be uint8 of the shape \(k, 3\), got uint8 of \(4, 2\)"),
+    ],
+)
+def test_stream_of_wrong_rows_leaves_nothing(
+    folder: Path, pieces: list[tuple[int, int]], message: str
+) -> None:
+    def build() -> dict[str, Stream]:
+        return {"x": Stream((4, 3), np.uint8, (np.zeros(s, np.uint8) for s in pieces))}
+
+    with pytest.raises(ValueError, match=message):
+        cached_arrays("toy", build)
+    assert entries(folder) == set()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [(np.float64, "must be float64 .* got uint8"), (object, "must not be of Python objects")],
+)
+def test_stream_of_a_wrong_dtype(folder: Path, dtype: type, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cached_arrays("toy", lambda: {"x": Stream((1,), dtype, [np.zeros(1, np.uint8)])})
+    assert entries(folder) == set()
+
+
+def test_killed_stream_leaves_no_entry(folder: Path) -> None:
+    killed = python(
+        """
+        from fedsim.data.cache import Stream
+        def rows():
+            yield np.zeros((1, 2))
+            os.kill(os.getpid(), signal.SIGKILL)
+        cached_arrays("toy", lambda: {"x": Stream((9, 2), float, rows())})
+        """,
+        folder,
+    )
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (folder / "toy").exists()
+    assert cached_arrays("toy", build)["y"].tolist() == [7, -1]
+    assert entries(folder) == {"toy"}

@@ -32,10 +32,10 @@ def test_dataset_counts_classes_and_samples() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (np.zeros((2, 1, 1, 1), np.float32), np.zeros(2, np.int64), "uint8, got 'float32'"),
+        (np.zeros((2, 1, 1, 1), np.float32), np.zeros(2, np.int64), "int32 tokens, got 'float32'"),
         (np.zeros((2, 1, 1), np.uint8), np.zeros(2, np.int64), r"\(n, H, W, C\)"),
         (np.zeros((2, 1, 1, 1), np.uint8), np.zeros(2, np.int32), "int64, got 'int32'"),
-        (np.zeros((2, 1, 1, 1), np.uint8), np.zeros(3, np.int64), r"one row an image \(2\)"),
+        (np.zeros((2, 1, 1, 1), np.uint8), np.zeros(3, np.int64), r"one row a sample \(2\)"),
         (np.zeros((2, 1, 1, 1), np.uint8), np.zeros((2, 1), np.int64), r"the shape \(n,\)"),
     ],
 )
@@ -45,7 +45,7 @@ def test_split_refuses_wrong_arrays(x: np.ndarray, y: np.ndarray, message: str) 
 
 
 def test_split_refuses_extra_of_another_length() -> None:
-    with pytest.raises(InputError, match="writer must have one row an image"):
+    with pytest.raises(InputError, match="writer must have one row a sample"):
         Split(np.zeros((2, 1, 1, 1), np.uint8), np.zeros(2, np.int64), {"writer": np.zeros(3)})
 
 
@@ -63,9 +63,9 @@ def test_card_refuses_wrong_statistics(changes: dict[str, object], message: str)
 
 
 def test_dataset_refuses_splits_unlike_its_card() -> None:
-    with pytest.raises(InputError, match=r"test images of toy must have the shape \(2, 3, 1\)"):
+    with pytest.raises(InputError, match=r"test samples of toy must have the shape \(2, 3, 1\)"):
         Dataset("toy", split([0]), split([0], (3, 2, 1)), card())
     with pytest.raises(InputError, match=r"train labels of toy must be in 0\.\.1, got '0\.\.2'"):
         Dataset("toy", split([0, 2]), split([0]), card())
-    with pytest.raises(InputError, match="validation split of toy must have images"):
+    with pytest.raises(InputError, match="validation split of toy must have samples"):
         Dataset("toy", split([0]), split([0]), card(), validation=split([]))

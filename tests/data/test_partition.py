@@ -50,7 +50,7 @@ def test_assignment_refuses(indices: np.ndarray, pointers: np.ndarray, message: 
 
 
 def test_client_slices(manifest: Manifest) -> None:
-    slices = [[part.tolist() for part in manifest.client(i)] for i in range(3)]
+    slices = [[part.tolist() for part in manifest.client(i)[:3]] for i in range(3)]
     assert slices == [[[9, 8, 7], [6], [5]], [[0], [], []], [[3], [], [2, 1]]]
     assert manifest.num_clients == 3
     assert manifest.num_train.tolist() == [3, 1, 1]
@@ -77,11 +77,13 @@ def test_manifest_refuses(validation: np.ndarray, test: np.ndarray, message: str
 
 
 def test_digest_hashes_the_arrays_as_little_endian(manifest: Manifest) -> None:
-    data = b"fedsim manifest 1"
+    data = b"fedsim manifest 2"
     data += b"/indices/9/" + struct.pack("<9i", 9, 8, 7, 6, 5, 0, 3, 2, 1)
     data += b"/pointers/4/" + struct.pack("<4q", 0, 5, 6, 9)
+    data += b"/server/0//labelled/0//modality/0/"
     data += b"/num_validation/3/" + struct.pack("<3i", 1, 0, 0)
     data += b"/num_test/3/" + struct.pack("<3i", 1, 0, 2)
+    data += b"/test_indices/0//test_pointers/0/"
     assert manifest.digest() == hashlib.sha256(data).hexdigest()
 
 
@@ -89,7 +91,7 @@ def test_manifest_of_a_seed_never_changes() -> None:
     build = lambda seed: build_manifest(  # noqa: E731
         assignment(5, 10, 3), 0.1, 0.2, numpy_generator(seed, "holdout")
     )
-    assert build(0).digest() == "d57bcdd1566456aa8d86cbda3176dabc65d7e821de8c84133ec86efaa0ae53b0"
+    assert build(0).digest() == "6ce42ab64a886b86cc6f63fa8be8e5c43e21b1f2ee3960a64ca9d0def5050f95"
     assert build(0).digest() == build(0).digest() != build(1).digest()
 
 
@@ -155,9 +157,9 @@ def test_holdout_counts_by_hand(
 ) -> None:
     own = assignment(1, 4, 10)
     manifest = build_manifest(own, validation, test, numpy_generator(0, "holdout"))
-    assert [tuple(map(len, manifest.client(i))) for i in range(3)] == expected
+    assert [tuple(map(len, manifest.client(i)[:3])) for i in range(3)] == expected
     for i, (start, stop) in enumerate([(0, 1), (1, 5), (5, 15)]):
-        together = np.concatenate(manifest.client(i))
+        together = np.concatenate(manifest.client(i)[:3])
         assert sorted(together.tolist()) == list(range(start, stop))
 
 
@@ -210,3 +212,33 @@ def test_memory_of_100_000_clients() -> None:
     assert manifest.pointers.nbytes == 100_001 * 8
     assert manifest.num_validation.nbytes == manifest.num_test.nbytes == 400_000
     assert manifest.num_train.tolist() == [6] * 100_000
+
+
+def test_roles_reach_the_clients(tmp_path: Path) -> None:
+    own = Assignment(
+        np.arange(4), np.array([0, 2, 4]), server=np.array([7, 5]),
+        labelled=np.array([1, 0]), modality=np.array([0, 2]),
+    )  # fmt: skip
+    manifest = build_manifest(own, 0, 0.5, numpy_generator(0, "holdout"))
+    manifest.save(tmp_path / "m.npz")
+    for one in (manifest, Manifest.load(tmp_path / "m.npz")):
+        assert [one.client(i)[3:] for i in (0, 1)] == [(False, True, 0), (False, False, 2)]
+        assert one.server.tolist() == [7, 5]
+    moved = own.on_rows(np.arange(10) * 10)
+    assert moved.indices.tolist() == [0, 10, 20, 30]
+    assert moved.server.tolist() == [70, 50]
+    assert moved.labelled.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        ({"labelled": np.array([1])}, "labelled must have 2 values or none, got 1"),
+        ({"labelled": np.array([1, 2])}, "labelled must be <= 1, got 2"),
+        ({"modality": np.array([0, 3])}, "modality must be <= 2, got 3"),
+        ({"server": np.array([3, -1])}, "server must be >= 0, got -1"),
+    ],
+)
+def test_bad_roles_are_refused(roles: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Assignment(np.arange(4), np.array([0, 2, 4]), **roles)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.data.augment import Augmentation
 from fedsim.data.dataset import Card, Split
 from fedsim.data.partition import Manifest
-from fedsim.data.views import ClientData, View
+from fedsim.data.views import ClientData, HiddenData, View
 from fedsim.errors import InputError
 
 
@@ -205,3 +206,78 @@ def test_client_data_follows_the_manifest() -> None:
     second = ClientData(numbered(10), manifest.client(1), card())
     assert (len(second.train), len(second.validation), len(second.test)) == (1, 0, 0)
     assert value(second.train.inputs()) == [0]
+
+
+def hidden(**changes: object) -> View:
+    split = numbered(6)
+    split.extra["boxes"] = np.zeros((6, 1, 4), np.float32)
+    split.extra["tokens"] = np.arange(12, dtype=np.int32).reshape(6, 2)
+    split.extra["text"] = np.array([b"a", b"b", b"c", b"d", b"e", b"f"])
+    return View(split, np.array([4, 1]), card(), **changes)  # type: ignore[arg-type]
+
+
+def test_hidden_labels_can_not_be_read_by_any_way() -> None:
+    view = hidden(labelled=False)
+    assert value(view.inputs()) == [4, 1]
+    assert [value(x) for x in view.input_batches(1)] == [[4], [1]]
+    for read in (view.labels, lambda: view.batches(2), lambda: view.column("boxes")):
+        with pytest.raises(HiddenData, match="labels"):
+            read()
+
+
+def test_a_client_sees_its_modality_alone() -> None:
+    text, image, both = hidden(modality="text"), hidden(modality="image"), hidden()
+    for read in (text.inputs, lambda: text.batches(2), lambda: text.input_batches(2)):
+        with pytest.raises(HiddenData, match="texts only"):
+            read()
+    for name in ("tokens", "text"):
+        with pytest.raises(HiddenData, match=f"images only, not the column '{name}'"):
+            image.column(name)
+    for view in (text, both):
+        assert view.column("tokens").tolist() == [[8, 9], [2, 3]]
+        assert view.column("text", [1]).tolist() == [b"b"]
+    assert value(image.inputs()) == value(both.inputs()) == [4, 1]
+    with pytest.raises(KeyError):
+        both.column("depth")
+
+
+def test_index_batches_go_through_the_same_samples_as_batches() -> None:
+    view = View(numbered(10), np.arange(10)[::-1].copy(), card())
+    for options in ({"epochs": 2}, {"steps": 7}):
+        by_index = [
+            view.labels(order).tolist() for order in view.index_batches(4, generator(), **options)
+        ]
+        assert by_index == [y.tolist() for _, y in view.batches(4, generator(), **options)]
+
+
+def test_texts_are_tokens_and_not_normalised() -> None:
+    split = Split(np.array([[3, 0], [5, 9]], np.int32), np.array([1, 0]))
+    own = Card("t", "s", "l", ("a", "b"), (2, 10), (), (), "d", kind="text")
+    view = View(split, np.array([1, 0]), own)
+    assert torch.equal(view.inputs(), torch.tensor([[5, 9], [3, 0]]))
+    assert [x.dtype for x, _ in view.batches(1)] == [torch.int64] * 2
+
+
+def test_training_batches_are_augmented_and_others_are_not() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
+    own = card(3, 4, 4)
+    plain = View(Split(pixels, np.arange(9)), np.arange(9), own)
+    view = View(Split(pixels, np.arange(9)), np.arange(9), own, augment=Augmentation(crop=1))
+    for x, expected in zip(view.batches(4), plain.batches(4), strict=True):
+        assert torch.equal(x[0], expected[0])
+    assert torch.equal(view.inputs(), plain.inputs())
+    rng = generator()
+    order = torch.randperm(9, generator=rng)
+    for x, rows in zip(view.input_batches(4, generator()), order.split(4), strict=True):
+        raw = torch.from_numpy(pixels)[rows].float()
+        changed = Augmentation(crop=1).pixels(raw, rng) / 255
+        torch.testing.assert_close(x, ((changed - 0.2) / 0.5).permute(0, 3, 1, 2))
+
+
+def test_augmentation_does_not_depend_on_how_many_samples_are_gathered(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), dtype=np.uint8)
+    split, own = Split(pixels, np.arange(50)), Augmentation(crop=1, flip=True, cutout=2)
+    view = View(split, np.arange(50), card(1, 4, 4), augment=own)
+    first = torch.cat([x for x, _ in view.batches(8, generator())])
+    monkeypatch.setattr("fedsim.data.views._CHUNK_CPU", 1)
+    assert torch.equal(torch.cat([x for x, _ in view.batches(8, generator())]), first)

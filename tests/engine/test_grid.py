@@ -224,7 +224,7 @@ def test_training_leaves_the_payload_alone(bench: Bench) -> None:
 def test_score_is_the_mean_over_shards(bench: Bench) -> None:
     dataset = bench.executor._worker.dataset
     rows = len(dataset.test)
-    score = bench.grid(3).score(bench.model, rows, 1)
+    score = bench.grid(3).score(bench.model, rows, 1).metrics()
     from fedsim.data.views import View
 
     module = bench.executor._worker.model

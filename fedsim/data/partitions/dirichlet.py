@@ -1,60 +1,69 @@
-"""Label skew: each class is spread over the clients by Dirichlet proportions (Hsu, Qi, Brown 2019,
-arXiv:1909.06335, in the form of Yurochkin et al. 2019, arXiv:1905.12022, that uses every sample).
+"""Label skew by Dirichlet proportions, in the three forms of the literature.
 
-    p_c ~ Dir(alpha, ..., alpha) over the clients, for each class c
-    client k gets the part p_c[k] of the samples of class c
+class        for each class c: p_c ~ Dir(alpha, ..., alpha) over the clients, and client k gets the
+             part p_c[k] of the class (Yurochkin et al. 2019, arXiv:1905.12022)
+multinomial  the same p_c, and each sample of class c goes to client k with probability p_c[k]
+             (the protocol of FedLoGe's code)
+balanced     clients of equal size, and for each client k: q_k ~ Dir(alpha C pi) over the C classes
+             with the shares pi (Hsu, Qi, Brown 2019, arXiv:1909.06335, whose alpha is our alpha C).
+             Every slot of client k draws a class from q_k; slots that find their class used up draw
+             again from what q_k leaves of the other classes, at most once a class.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
+from fedsim.data.dataset import Samples
 from fedsim.data.partition import Assignment
+from fedsim.data.partitions._dealing import by_class, check_sizes, collect, equal_parts, fill_up
 from fedsim.errors import check
+
+_LARGEST_ALPHA = (
+    1e100  # beyond, sums of gamma draws overflow; the proportions are equal long before
+)
 
 
 def dirichlet(
-    labels: np.ndarray,
+    samples: Samples,
     clients: int,
     rng: np.random.Generator,
     *,
     alpha: float,
     min_size: int = 1,
+    variant: Literal["class", "balanced", "multinomial"] = "class",
 ) -> Assignment:
     """Every sample once, each class by Dirichlet(alpha) proportions: small alpha, strong skew.
 
     Clients under `min_size` samples are filled up with random samples of the largest clients,
-    and the proportions are never drawn again. Given p, a client's expected number of samples of
-    a class with n is exactly n p, and the number is off by less than 1.
+    and the proportions are never drawn again. With the variant ``class``, given p, a client's
+    expected number of samples of a class with n is exactly n p, and the number is off by less
+    than 1. With ``balanced`` sizes differ by at most 1.
 
     Raises:
         InputError: an alpha that is not positive, or more samples asked for than there are.
     """
-    n = len(labels)
-    check(clients >= 1, "partition.clients must be >= 1", clients)
     check(0 < alpha < np.inf, "partition.alpha must be > 0 and finite", alpha)
-    check(min_size >= 0, "partition.min_size must be >= 0", min_size)
-    check(n >= 1, "partition dirichlet needs a data set with samples", n)
-    check(
-        min_size * clients <= n,
-        f"partition.min_size x partition.clients must be <= {n}, the number of samples",
-        f"{min_size} x {clients} = {min_size * clients}",
-    )
-    owners = np.empty(n, dtype=np.int64)
-    shuffled = rng.permutation(n)
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    ends = np.cumsum(np.bincount(labels))
-    for members in np.split(by_class, ends[:-1]):
-        if len(members):
-            shares = _shares(len(members), rng.dirichlet(np.full(clients, alpha)), rng)
-            owners[members] = np.repeat(np.arange(clients), shares)
-    _fill_up(owners, clients, min_size, rng)
-    # A second permutation: in the first one, low clients come early in every class.
-    order = rng.permutation(n)
-    order = order[np.argsort(owners[order], kind="stable")]
-    pointers = np.zeros(clients + 1, dtype=np.int64)
-    np.cumsum(np.bincount(owners, minlength=clients), out=pointers[1:])
-    return Assignment(order.astype(np.int32), pointers)
+    check_sizes(samples, clients, min_size)
+    alpha = min(alpha, _LARGEST_ALPHA)
+    order, counts = by_class(samples, rng)
+    if variant == "balanced":
+        sizes = rng.permutation(equal_parts(len(samples), clients))
+        shares = _balanced(counts, sizes, alpha, rng)
+    owners = np.empty(len(samples), dtype=np.int32)
+    everyone = np.arange(clients, dtype=np.int32)
+    for c, members in enumerate(np.split(order, np.cumsum(counts)[:-1])):
+        if variant == "balanced":
+            given = shares[:, c]
+        else:
+            p = rng.dirichlet(np.full(clients, alpha))
+            rounding = _shares if variant == "class" else _draws
+            given = rounding(len(members), p, rng)
+        owners[members] = np.repeat(everyone, given)
+    fill_up(owners, clients, min_size, rng)
+    return collect(owners, clients, rng)
 
 
 def _shares(n: int, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -69,29 +78,27 @@ def _shares(n: int, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.diff(cuts, prepend=0)
 
 
-def _fill_up(owners: np.ndarray, clients: int, min_size: int, rng: np.random.Generator) -> None:
-    """Change `owners` (n,) so that every client has `min_size` samples, taking from the largest.
+def _draws(n: int, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rng.multinomial(n, p)
 
-    The largest clients are cut to a common level, the lowest that releases no more than needed;
-    those still above it then give one more, lowest client first.
-    """
-    sizes = np.bincount(owners, minlength=clients)
-    missing = np.maximum(min_size - sizes, 0)
-    needed = int(missing.sum())
-    if needed == 0:
-        return
-    low, high = min_size, int(sizes.max())  # released(low) >= needed > released(high) = 0
-    while high - low > 1:
-        middle = (low + high) // 2
-        if np.maximum(sizes - middle, 0).sum() > needed:
-            low = middle
-        else:
-            high = middle
-    gives = np.maximum(sizes - high, 0)
-    gives[np.flatnonzero(sizes >= high)[: needed - int(gives.sum())]] += 1
-    donors = rng.permutation(np.flatnonzero(gives[owners] > 0))
-    donors = donors[np.argsort(owners[donors], kind="stable")]
-    first = np.concatenate(([0], np.cumsum(np.where(gives > 0, sizes, 0))))[:-1]
-    rank = np.arange(len(donors)) - first[owners[donors]]
-    released = rng.permutation(donors[rank < gives[owners[donors]]])
-    owners[released] = np.repeat(np.arange(clients), missing)
+
+def _balanced(
+    counts: np.ndarray, sizes: np.ndarray, alpha: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Return int32 (clients, classes) whose rows sum to `sizes` and columns to `counts`."""
+    mix = rng.dirichlet(alpha * len(counts) * counts / counts.sum(), size=len(sizes))
+    taken = np.zeros(mix.shape, np.int32)
+    left, missing = counts.copy(), sizes.copy()
+    while missing.any():  # every pass uses a class up, or is the last
+        rows = np.flatnonzero(missing)
+        wish = mix[rows] * (left > 0)
+        total = wish.sum(axis=1)
+        wish[total < 1e-12] = left  # clients whose classes are all used up take what there is
+        wish /= wish.sum(axis=1, keepdims=True)
+        drawn = rng.multinomial(missing[rows], wish)
+        for c in np.flatnonzero(drawn.sum(axis=0) > left):
+            drawn[:, c] = rng.multivariate_hypergeometric(drawn[:, c], left[c], method="marginals")
+        taken[rows] += drawn
+        missing[rows] -= drawn.sum(axis=1)
+        left -= drawn.sum(axis=0)
+    return taken

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedsim.data.dataset import Samples
 from fedsim.data.partition import Assignment
 from fedsim.errors import check
 
 
 def pool(
-    labels: np.ndarray, clients: int, rng: np.random.Generator, *, samples: int = 8
+    pooled: Samples, clients: int, rng: np.random.Generator, *, samples: int = 8
 ) -> Assignment:
     """Every client draws samples from all of them, with replacement: samples are shared.
 
@@ -21,6 +22,6 @@ def pool(
     """
     check(clients >= 1, "partition.clients must be >= 1", clients)
     check(samples >= 1, "partition.samples must be >= 1", samples)
-    check(len(labels) >= 1, "partition pool needs a data set with samples", len(labels))
-    indices = rng.integers(0, len(labels), size=clients * samples, dtype=np.int32)
+    check(len(pooled) >= 1, "partition pool needs a data set with samples", len(pooled))
+    indices = rng.integers(0, len(pooled), size=clients * samples, dtype=np.int32)
     return Assignment(indices, np.arange(clients + 1, dtype=np.int64) * samples)

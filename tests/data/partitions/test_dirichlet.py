@@ -1,14 +1,18 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
 from fedsim.data.partition import Assignment
-from fedsim.data.partitions.dirichlet import _fill_up, _shares, dirichlet
+from fedsim.data.partitions._dealing import fill_up
+from fedsim.data.partitions.dirichlet import _shares, dirichlet
 from fedsim.errors import InputError
 from fedsim.rng import numpy_generator
+from tests.data.partitions.common import class_counts, samples_of
 
 
-def draw(labels: np.ndarray, clients: int, seed: int = 0, **options: float) -> Assignment:
-    return dirichlet(labels, clients, numpy_generator(seed, "partition"), **options)  # type: ignore[arg-type]
+def draw(labels: np.ndarray, clients: int, seed: int = 0, **options: Any) -> Assignment:
+    return dirichlet(samples_of(labels), clients, numpy_generator(seed, "partition"), **options)
 
 
 @pytest.mark.parametrize("alpha", [1e-9, 0.05, 1.0, 1e9])
@@ -86,7 +90,7 @@ def test_min_size_takes_from_the_largest(
 ) -> None:
     before = np.repeat(np.arange(len(sizes)), sizes)
     after = before.copy()
-    _fill_up(after, len(sizes), min_size, numpy_generator(0, "fill"))
+    fill_up(after, len(sizes), min_size, numpy_generator(0, "fill"))
     counts = np.bincount(after, minlength=len(sizes)).tolist()
     assert counts == expected
     receivers = [k for k, size in enumerate(sizes) if size < min_size]
@@ -97,7 +101,7 @@ def test_min_size_takes_from_the_largest(
 def test_given_samples_are_random_ones() -> None:
     # Client 0 owns 0..99 and gives 50 to client 1: their mean is 49.5, deviation 2.06.
     owners = np.zeros(100, np.int64)
-    _fill_up(owners, 2, 50, numpy_generator(0, "fill"))
+    fill_up(owners, 2, 50, numpy_generator(0, "fill"))
     given = np.flatnonzero(owners == 1)
     assert len(given) == 50
     assert abs(given.mean() - 49.5) < 4 * 2.06
@@ -146,7 +150,7 @@ def test_memory_of_100_000_clients() -> None:
 )
 def test_bad_options(options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        draw(np.zeros(10, np.int64), 3, **({"alpha": 1.0} | options))  # type: ignore[arg-type]
+        draw(np.zeros(10, np.int64), 3, **({"alpha": 1.0} | options))
 
 
 def test_no_clients() -> None:

@@ -4,10 +4,13 @@ import pytest
 from fedsim.data.partitions.pool import pool
 from fedsim.errors import InputError
 from fedsim.rng import numpy_generator
+from tests.data.partitions.common import samples_of
 
 
 def test_every_client_draws_from_the_whole_pool() -> None:
-    own = pool(np.zeros(5, np.int64), 10_000, numpy_generator(0, "partition"), samples=4)
+    own = pool(
+        samples_of(np.zeros(5, np.int64)), 10_000, numpy_generator(0, "partition"), samples=4
+    )
     assert own.sizes.tolist() == [4] * 10_000
     # 40,000 draws of 5 values: 8,000 of each, standard deviation 80.
     counts = np.bincount(own.indices)
@@ -16,14 +19,15 @@ def test_every_client_draws_from_the_whole_pool() -> None:
 
 
 def test_memory_of_100_000_clients() -> None:
-    own = pool(np.zeros(8000, np.int64), 100_000, numpy_generator(0, "partition"))
+    own = pool(samples_of(np.zeros(8000, np.int64)), 100_000, numpy_generator(0, "partition"))
     assert own.indices.nbytes + own.pointers.nbytes == 100_000 * 8 * 4 + 100_001 * 8
 
 
 def test_same_seed_same_draws() -> None:
     labels = np.zeros(100, np.int64)
     first, second, other = (
-        pool(labels, 5, numpy_generator(seed, "partition")).indices.tolist() for seed in (0, 0, 1)
+        pool(samples_of(labels), 5, numpy_generator(seed, "partition")).indices.tolist()
+        for seed in (0, 0, 1)
     )
     assert first == second != other
 
@@ -38,4 +42,4 @@ def test_same_seed_same_draws() -> None:
 )
 def test_bad_options(n: int, clients: int, samples: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        pool(np.zeros(n, np.int64), clients, numpy_generator(0, "p"), samples=samples)
+        pool(samples_of(np.zeros(n, np.int64)), clients, numpy_generator(0, "p"), samples=samples)

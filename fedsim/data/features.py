@@ -1,0 +1,94 @@
+"""Features of a frozen network, computed once for each sample and then read from disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from fedsim.data.cache import cache_folder
+from fedsim.errors import InputError, check
+
+_CHUNK = 256
+"""Samples computed at once."""
+
+
+class FeatureCache:
+    """Rows of features, one a sample of a split, filled as they are asked for.
+
+    `key` is a file name that names all they depend on: the data set and its split, the network's
+    weights, the layer. The array is float32 (rows, *shape), memory-mapped, and shared by all
+    processes of the machine. Two that compute a row at once write the same bytes. `max_bytes`
+    bounds the file: rows beyond it are computed anew each time.
+
+    Raises:
+        InputError: a key that is no file name, or a folder that can not be written.
+    """
+
+    def __init__(
+        self, key: str, rows: int, shape: tuple[int, ...], max_bytes: int = 8 * 2**30
+    ) -> None:
+        check(re.fullmatch(r"[\w.+=-]{1,200}", key) is not None, "key must be a file name", key)
+        check(rows >= 1, "rows must be >= 1", rows)
+        row_bytes = 4 * int(np.prod(shape))
+        self.kept = min(rows, max_bytes // row_bytes)
+        folder = cache_folder() / "features"
+        self._shape = shape
+        if self.kept == 0:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._values = self._open(f"{folder / key}.f32", np.float32, (self.kept, *shape))
+            self._known = self._open(f"{folder / key}.known", np.uint8, (self.kept,))
+        except OSError as error:
+            raise InputError(
+                f"cannot use the feature cache {folder}: {error}; set FEDSIM_CACHE to a folder "
+                "that can be written and has space"
+            ) from error
+
+    @staticmethod
+    def _open(path: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+        # Made to its full size, so that what was never written reads as zeros and takes no space.
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if os.fstat(descriptor).st_size < size:
+                os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
+        return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+
+    def get(self, rows: np.ndarray, compute: Callable[[np.ndarray], torch.Tensor]) -> torch.Tensor:
+        """Return the features of `rows` int64 (k,): float32 (k, *shape) in memory of its own.
+
+        ``compute(some rows)`` is called for those not known yet, at most 256 at a time.
+
+        Raises:
+            ValueError: `compute` returns another shape.
+        """
+        rows = np.asarray(rows, np.int64)
+        out = np.empty((len(rows), *self._shape), np.float32)
+        known = np.zeros(len(rows), bool)
+        inside = np.flatnonzero(rows < self.kept)
+        if len(inside):
+            known[inside] = self._known[rows[inside]] == 1
+            out[known] = self._values[rows[known]]
+        missing = np.flatnonzero(~known)
+        for start in range(0, len(missing), _CHUNK):
+            some = missing[start : start + _CHUNK]
+            features = compute(rows[some]).detach().to("cpu", torch.float32).numpy()
+            if features.shape != (len(some), *self._shape):
+                raise ValueError(
+                    f"features of {len(some)} samples must have the shape "
+                    f"{(len(some), *self._shape)}, got {features.shape}"
+                )
+            out[some] = features
+            kept = rows[some] < self.kept
+            if kept.any():
+                self._values[rows[some][kept]] = features[kept]
+                # Marked last: a process killed in between leaves rows that count as unknown.
+                self._known[rows[some][kept]] = 1
+        return torch.from_numpy(out)

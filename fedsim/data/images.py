@@ -1,0 +1,74 @@
+"""Image files into arrays of one shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+
+from fedsim.errors import InputError
+
+Fit = Literal["squash", "crop"]
+
+
+def read_image(
+    source: Path | BinaryIO,
+    size: tuple[int, int] | None = None,
+    channels: Literal[1, 3] = 3,
+    fit: Fit = "squash",
+    name: str | None = None,
+) -> np.ndarray:
+    """Return an image as uint8 (H, W, channels), resized to `size` (H, W) if given.
+
+    ``squash`` stretches the whole image, ``crop`` scales the shorter side and cuts the middle out.
+    Transparent pixels are laid on white, and a photograph is turned as its EXIF tag says. `name`
+    stands for a source that is no path in messages.
+
+    Raises:
+        InputError: a file that is missing, cut short, or no image; the file is named.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(source) as opened:
+            image: Image.Image = ImageOps.exif_transpose(opened)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image)
+            image = image.convert("L" if channels == 1 else "RGB")
+            if size is not None and image.size != (size[1], size[0]):
+                wanted = (size[1], size[0])
+                if fit == "crop":
+                    image = ImageOps.fit(image, wanted, Image.Resampling.BICUBIC)
+                else:
+                    image = image.resize(wanted, Image.Resampling.BICUBIC)
+            pixels = np.asarray(image, np.uint8)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{name or source} is no image that can be read ({error}); replace or remove it"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name or source} is too large an image: {error}") from error
+    return pixels[..., None] if channels == 1 else pixels
+
+
+def channel_stats(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std per channel of ``x / 255``, x uint8 (n, H, W, C); exact sums.
+
+    A channel that never varies gets the std 1, so that it can be divided by.
+    """
+    means, stds = [], []
+    levels = np.arange(256) / 255
+    for channel in range(x.shape[3]):
+        # Block by block: a memory-mapped set may be larger than memory.
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(x), 4096):
+            counts += np.bincount(x[start : start + 4096, ..., channel].ravel(), minlength=256)
+        share = counts / counts.sum()
+        mean = float(share @ levels)
+        std = float(np.sqrt(share @ (levels - mean) ** 2))
+        means.append(mean)
+        stds.append(std if std > 0 else 1.0)
+    return tuple(means), tuple(stds)

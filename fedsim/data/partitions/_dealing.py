@@ -1,0 +1,176 @@
+"""What partitions share: dealing samples out, in whole numbers and in random order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.data.dataset import Samples
+from fedsim.data.nested import Partition
+from fedsim.data.partition import Assignment
+from fedsim.data.partitions.iid import iid
+from fedsim.errors import check
+
+IID = Partition("iid", iid)
+"""The default of every nested partition."""
+
+
+def check_sizes(samples: Samples, clients: int, min_size: int) -> None:
+    """Raise `InputError` unless there are samples enough for clients of `min_size`."""
+    n = len(samples)
+    check(clients >= 1, "partition.clients must be >= 1", clients)
+    check(min_size >= 0, "partition.min_size must be >= 0", min_size)
+    check(n >= 1, "a partition needs a data set with samples", n)
+    check(
+        min_size * clients <= n,
+        f"partition.min_size x partition.clients must be <= {n}, the number of samples",
+        f"{min_size} x {clients} = {min_size * clients}",
+    )
+
+
+def subset(samples: Samples, rows: np.ndarray) -> Samples:
+    """Return the samples at `rows`, in that order."""
+    return Samples(
+        samples.labels[rows],
+        samples.num_classes,
+        None if samples.domains is None else samples.domains[rows],
+        samples.domain_names,
+        None if samples.owners is None else samples.owners[rows],
+    )
+
+
+def stable_order(keys: np.ndarray) -> np.ndarray:
+    """Return ``np.argsort(keys, kind="stable")`` of integers 0..2**31-1, in less time.
+
+    One sort of unique numbers, key and position: its result is the same on every processor.
+    """
+    packed = keys.astype(np.int64)
+    packed <<= 32
+    packed |= np.arange(len(keys), dtype=np.int32)
+    packed.sort()
+    packed &= 0xFFFFFFFF
+    return packed
+
+
+def by_class(samples: Samples, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return all rows int32 (n,), sorted by class and random within one, and the classes' sizes.
+
+    Sizes int64 (C,) are of the classes that have samples. Samples of no class (-1) are a class.
+    """
+    order = rng.permutation(np.arange(len(samples), dtype=np.int32))
+    classes = samples.labels[order]
+    classes += 1
+    counts = np.bincount(classes)
+    return order[stable_order(classes)], counts[counts > 0]
+
+
+def collect(
+    owners: np.ndarray, clients: int, rng: np.random.Generator, rows: np.ndarray | None = None
+) -> Assignment:
+    """Return the assignment of sample i, or ``rows[i]``, to client ``owners[i]`` (n,).
+
+    The order within a client is random.
+    """
+    order = rng.permutation(np.arange(len(owners), dtype=np.int32))
+    order = order[stable_order(owners[order])]
+    pointers = np.zeros(clients + 1, dtype=np.int64)
+    np.cumsum(np.bincount(owners, minlength=clients), out=pointers[1:])
+    return Assignment(order if rows is None else rows[order].astype(np.int32), pointers)
+
+
+def equal_parts(total: int | np.ndarray, parts: int | np.ndarray) -> np.ndarray:
+    """Return the sizes int64 of `parts` equal parts of `total`: the first may have one more.
+
+    With arrays (G,) those of each total in turn, concatenated.
+    """
+    total, parts = np.atleast_1d(total), np.atleast_1d(parts)
+    rank = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
+    return np.repeat(total // parts, parts) + (rank < np.repeat(total % parts, parts))
+
+
+def apportion(total: int, weights: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return whole numbers int64 (k,) that sum to `total`, in proportion to `weights` > 0.
+
+    Each is the floor or ceiling of ``clip(c w, low, high)`` with the c that gives the total, so
+    the proportions hold wherever the bounds allow them. Needs sum(low) <= total <= sum(high).
+    """
+    w = np.maximum(weights / weights.max(), 1e-18)
+    # The logarithm of c is halved in between: c may be of any magnitude.
+    below, above = 1e-6, float((high / w).max()) + 1.0
+    for _ in range(80):
+        middle = float(np.sqrt(below * above))
+        if np.clip(middle * w, low, high).sum() <= total:
+            below = middle
+        else:
+            above = middle
+    exact = np.clip(below * w, low, high)
+    numbers = np.floor(exact).astype(np.int64)
+    missing = total - int(numbers.sum())
+    room = np.where(numbers < high, exact - numbers, -1.0)
+    numbers[np.argsort(-room, kind="stable")[:missing]] += 1
+    return numbers
+
+
+def fill_up(owners: np.ndarray, clients: int, min_size: int, rng: np.random.Generator) -> None:
+    """Change `owners` (n,) so that every client has `min_size` samples, taking from the largest.
+
+    The largest clients are cut to a common level, the lowest that releases no more than needed;
+    those still above it then give one more, lowest client first.
+    """
+    sizes = np.bincount(owners, minlength=clients)
+    missing = np.maximum(min_size - sizes, 0)
+    needed = int(missing.sum())
+    if needed == 0:
+        return
+    low, high = min_size, int(sizes.max())  # released(low) >= needed > released(high) = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        if np.maximum(sizes - middle, 0).sum() > needed:
+            low = middle
+        else:
+            high = middle
+    gives = np.maximum(sizes - high, 0)
+    gives[np.flatnonzero(sizes >= high)[: needed - int(gives.sum())]] += 1
+    donors = rng.permutation(np.flatnonzero(gives[owners] > 0))
+    donors = donors[stable_order(owners[donors])]
+    first = np.concatenate(([0], np.cumsum(np.where(gives > 0, sizes, 0))))[:-1]
+    rank = np.arange(len(donors)) - first[owners[donors]]
+    released = rng.permutation(donors[rank < gives[owners[donors]]])
+    owners[released] = np.repeat(np.arange(clients), missing)
+
+
+def joined(parts: list[Assignment]) -> Assignment:
+    """Return the clients of all parts in turn, as one assignment."""
+
+    def roles(name: str, default: int) -> np.ndarray:
+        if not any(len(getattr(part, name)) for part in parts):
+            return np.empty(0, np.uint8)
+        filled = [np.full(part.num_clients, default, np.uint8) for part in parts]
+        for own, part in zip(filled, parts, strict=True):
+            own[:] = getattr(part, name) if len(getattr(part, name)) else default
+        return np.concatenate(filled)
+
+    pointers = np.zeros(sum(part.num_clients for part in parts) + 1, np.int64)
+    np.cumsum(np.concatenate([part.sizes for part in parts]), out=pointers[1:])
+    return Assignment(
+        np.concatenate([part.indices for part in parts]),
+        pointers,
+        server=np.concatenate([part.server for part in parts]),
+        labelled=roles("labelled", 1),
+        modality=roles("modality", 0),
+    )
+
+
+def within_groups(
+    samples: Samples,
+    groups: np.ndarray,
+    clients: np.ndarray,
+    within: Partition,
+    rng: np.random.Generator,
+) -> Assignment:
+    """Return an assignment of group g (of samples with ``groups`` g) to ``clients[g]`` clients."""
+    order = stable_order(groups)
+    stops = np.cumsum(np.bincount(groups, minlength=len(clients)))
+    parts = []
+    for rows, count in zip(np.split(order, stops[:-1]), clients.tolist(), strict=True):
+        parts.append(within(subset(samples, rows), count, rng).on_rows(rows))
+    return joined(parts)

@@ -1,0 +1,41 @@
+"""Setting samples aside for the server, and dividing the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedsim.data.dataset import Samples
+from fedsim.data.nested import Partition
+from fedsim.data.partition import Assignment
+from fedsim.data.partitions._dealing import subset
+from fedsim.errors import InputError, check
+
+
+def number_of(share: float, n: int, key: str) -> int:
+    """Return round(`share` * n), halves up: at least 1, and at most n - 1."""
+    check(0 < share < 1, f"{key} must be in (0, 1)", share)
+    check(n >= 2, f"{key} needs a data set of at least 2 samples", n)
+    # A product meant to be a half may lie just below it in floating point: 0.145 * 100.
+    return min(max(1, int(share * n + (0.5 + 1e-9))), n - 1)
+
+
+def set_aside(
+    samples: Samples,
+    server: np.ndarray,
+    clients: int,
+    within: Partition,
+    rng: np.random.Generator,
+) -> Assignment:
+    """Return the assignment with the rows `server` at the server and the others by `within`."""
+    rest = np.ones(len(samples), np.bool_)
+    rest[server] = False
+    rows = np.flatnonzero(rest)
+    divided = within(subset(samples, rows), clients, rng)
+    if len(divided.server):
+        raise InputError(
+            f"partition.within.name {within.name!r} gives samples to the server too; only one "
+            "partition may"
+        )
+    return replace(divided.on_rows(rows), server=server.astype(np.int32))

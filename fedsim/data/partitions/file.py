@@ -1,0 +1,29 @@
+"""A partition made before: the manifest that ``fedsim partition --manifest`` or a run wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.data.dataset import Samples
+from fedsim.data.partition import Manifest
+from fedsim.errors import check
+
+
+def file(samples: Samples, clients: int, rng: np.random.Generator, *, path: str) -> Manifest:
+    """The saved manifest, with the validation and test samples it was made with.
+
+    Its rows are rows of the data set's whole training split: a long tail or share is already in
+    it, and `partition.validation` and `partition.test` have no say.
+
+    Raises:
+        InputError: no such file, or not a whole manifest; a manifest of other clients.
+    """
+    manifest = Manifest.load(Path(path).expanduser())
+    check(
+        manifest.num_clients == clients,
+        f"partition.clients must be {manifest.num_clients}, the number of clients of {path}",
+        clients,
+    )
+    return manifest
