@@ -65,7 +65,8 @@ class ClientContext:
     """What a client method may know of its surroundings.
 
     `model` is the worker's resident model: load a payload into it before use; nothing left in
-    it survives the call. `round` is 1..T, `client_id` is 0..num_clients-1.
+    it survives the call. `initial` are the experiment's initial weights, the same everywhere.
+    `round` is 1..T, `client_id` is 0..num_clients-1.
     """
 
     client_id: int
@@ -74,6 +75,7 @@ class ClientContext:
     num_clients: int
     num_classes: int
     model: FlatModel
+    initial: Params
     device: torch.device
 
 
@@ -152,8 +154,9 @@ class Client:
         if len(data.test) == 0:
             return {}
         models = {}
-        if isinstance(payload.get("model"), Params):
-            models["generic"] = payload["model"]
+        generic = payload.get("model")
+        if isinstance(generic, Params) and generic.layout == ctx.model.layout:
+            models["generic"] = generic
         if self.personal:
             models["personal"] = self.personal_model(payload, state, ctx)
         metrics: Metrics = {}

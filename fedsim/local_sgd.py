@@ -39,8 +39,9 @@ GROUP_CLIENTS = 50
 class Fit:
     """One local training under way, as the hooks see it.
 
-    `parameters` are the trainable tensors of the resident model and `names` their names, in the
-    same order; `payload` and `state` are what the client got and keeps.
+    `parameters` are the trainable tensors of the resident model, then those of `LocalSGD.extra`,
+    and `names` their names in the same order; `payload` and `state` are what the client got and
+    keeps.
     """
 
     ctx: ClientContext
@@ -50,6 +51,10 @@ class Fit:
     parameters: list[Tensor]
     lr: float
     buffers: list[Tensor] = field(default_factory=list)  # momentum, once there was a step
+
+    def named(self) -> dict[str, Tensor]:
+        """Return name -> trainable tensor."""
+        return dict(zip(self.names, self.parameters, strict=True))
 
 
 class LocalSGD(Client):
@@ -89,8 +94,17 @@ class LocalSGD(Client):
             )
 
     HOOKS: ClassVar[tuple[str, ...]] = (
-        "train", "fit", "loss", "gradient", "after_step", "trainable", "update"
+        "train", "start", "extra", "fit", "loss", "gradient", "after_step", "trainable", "update",
+        "keep",
     )  # fmt: skip
+
+    def start(self, payload: Tree, state: Any, ctx: ClientContext) -> None:
+        """Put into the resident model what training starts from: the payload's model."""
+        ctx.model.load(payload["model"])
+
+    def extra(self, payload: Tree, state: Any, ctx: ClientContext) -> dict[str, Tensor]:
+        """Return tensors on the client's device that are trained beside the model's, by name."""
+        return {}
 
     def loss(self, fit: Fit, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of a batch, x (batch, C, H, W) and y (batch,): mean cross-entropy."""
@@ -111,12 +125,16 @@ class LocalSGD(Client):
         """Return what is sent: by default the whole model, parameters and buffers."""
         return {"model": fit.ctx.model.params()}
 
+    def keep(self, fit: Fit) -> Any:
+        """Return the state that the client keeps: by default the one it had."""
+        return fit.state
+
     def train(
         self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext
     ) -> tuple[Any, Update]:
-        ctx.model.load(payload["model"])
+        self.start(payload, state, ctx)
         fit, metrics = self.fit(payload, state, data.train, rng, ctx)
-        return fit.state, Update(self.update(fit), float(len(data.train)), metrics)
+        return self.keep(fit), Update(self.update(fit), float(len(data.train)), metrics)
 
     def fit(
         self, payload: Tree, state: Any, view: View, rng: torch.Generator, ctx: ClientContext
@@ -129,15 +147,19 @@ class LocalSGD(Client):
         if len(view) == 0:
             raise ValueError(f"client {ctx.client_id} has no training samples")
         config = self.config
-        names, parameters = [], []
+        names: list[str] = []
+        parameters: list[Tensor] = []
         for name, parameter in zip(ctx.model.parameter_names, ctx.model.parameters, strict=True):
             wanted = self.trainable(name)
             parameter.requires_grad_(wanted)
             if wanted:
                 names.append(name)
                 parameters.append(parameter)
+        extra = self.extra(payload, state, ctx)
+        names += extra
+        parameters += [tensor.requires_grad_() for tensor in extra.values()]
         lr = config.lr * config.lr_decay ** (ctx.round - 1)
-        fit = Fit(ctx, payload, state, names, list(parameters), lr)
+        fit = Fit(ctx, payload, state, names, parameters, lr)
         ctx.model.module.train()
         total = torch.zeros((), device=ctx.device)
         samples = 0

@@ -22,7 +22,8 @@ NOBODY = np.array([], np.int32)
 
 
 def context(module: nn.Module, client: int = 0, round: int = 1) -> ClientContext:
-    return ClientContext(client, round, 0, 50, 3, FlatModel(module), torch.device("cpu"))
+    model = FlatModel(module)
+    return ClientContext(client, round, 0, 50, 3, model, model.params(), torch.device("cpu"))
 
 
 def client_data(rows: list[int] | range, split: Split, card: Card) -> ClientData:

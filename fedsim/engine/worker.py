@@ -79,6 +79,7 @@ class Worker:
         self.augment = build_augment(spec.experiment)
         module = build_model(spec.experiment, self.dataset.card)
         self.model = FlatModel(module, self.device)
+        self.initial = self.model.params()
         self._normed: tuple[Tree, float] = ({}, 0.0)
         self._restore_module = capture_module_state(self.model)
 
@@ -126,6 +127,7 @@ class Worker:
             num_clients=self.experiment.partition.clients,
             num_classes=self.dataset.num_classes,
             model=self.model,
+            initial=self.initial,
             device=self.device,
         )
 

@@ -157,12 +157,18 @@ class Run:
         """Return the final global model, in evaluation mode.
 
         Raises:
-            InputError: as `arrays`.
+            InputError: as `arrays`; or the server has a part of a model only.
         """
         from fedsim.api import build_model
 
         arrays = self.arrays()
         module = build_model(self.config)
+        if missing := sorted(set(module.state_dict()) - set(arrays)):
+            raise InputError(
+                f"run {self.path} has no whole global model: {self.config.strategy.name} leaves "
+                f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''} with the clients; "
+                "arrays() returns what the server has"
+            )
         module.load_state_dict(arrays)
         return module.eval()
 

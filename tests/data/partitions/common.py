@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,9 +30,13 @@ def samples_of(
 
 def divide(samples: Samples, name: str, clients: int, seed: int = 0, **options: Any) -> Assignment:
     """Return what the named partition makes of the samples, its options checked as in a file."""
-    values = configure("partitions", name, options)
-    rng = numpy_generator(seed, "partition")
-    return resolve("partitions", name)(samples, clients, rng, **values)
+    function, values = _component(name, json.dumps(options))
+    return function(samples, clients, numpy_generator(seed, "partition"), **values)
+
+
+@cache
+def _component(name: str, options: str) -> tuple[Any, dict[str, Any]]:
+    return resolve("partitions", name), configure("partitions", name, json.loads(options))
 
 
 def class_counts(own: Assignment, samples: Samples) -> np.ndarray:

@@ -59,7 +59,10 @@ def test_apportion_keeps_total_and_bounds(data: st.DataObject) -> None:
 def test_joined_assignments_keep_clients_server_and_roles() -> None:
     one = Assignment(np.array([5, 3]), np.array([0, 2]), server=np.array([9]))
     two = Assignment(
-        np.array([1, 2, 4]), np.array([0, 1, 3]), labelled=np.array([0, 1]), modality=np.array([2, 1])
+        np.array([1, 2, 4]),
+        np.array([0, 1, 3]),
+        labelled=np.array([0, 1]),
+        modality=np.array([2, 1]),
     )
     both = joined([one, two])
     assert both.indices.tolist() == [5, 3, 1, 2, 4]

@@ -8,7 +8,7 @@ from fedsim.data.partitions._dealing import fill_up
 from fedsim.data.partitions.dirichlet import _shares, dirichlet
 from fedsim.errors import InputError
 from fedsim.rng import numpy_generator
-from tests.data.partitions.common import class_counts, samples_of
+from tests.data.partitions.common import class_counts, divide, samples_of
 
 
 def draw(labels: np.ndarray, clients: int, seed: int = 0, **options: Any) -> Assignment:
@@ -156,3 +156,67 @@ def test_bad_options(options: dict[str, float], message: str) -> None:
 def test_no_clients() -> None:
     with pytest.raises(InputError, match=r"partition\.clients must be >= 1, got 0"):
         draw(np.zeros(10, np.int64), 0, alpha=1.0)
+
+
+def test_multinomial_draws_every_sample_on_its_own() -> None:
+    # p = (1/2, 1/2): 5 samples of a class are 2 + 3 by proportion, Binomial(5, 1/2) by draws, with
+    # a mean of 2.5 and a variance of 1.25. 4,000 classes: deviations 0.018 and about 0.025.
+    samples = samples_of(np.repeat(np.arange(4000), 5))
+    for variant, variance in (("class", 0.25), ("multinomial", 1.25)):
+        own = divide(samples, "dirichlet", 2, alpha=1e15, variant=variant)
+        first = class_counts(own, samples)[0]
+        assert abs(first.mean() - 2.5) < 4 * 0.018
+        assert abs(first.var() - variance) < 4 * 0.025
+
+
+def test_multinomial_has_the_moments_of_the_dirichlet() -> None:
+    # Dir(1, 1, 1): p is Beta(1, 2) with mean 1/3 and variance 1/18. Of 60 samples the count has
+    # the mean 20 and the variance 60 E p(1 - p) + 60^2 / 18 = 60 (1/3 - 1/6) + 200 = 210.
+    samples = samples_of(np.repeat(np.arange(2000), 60))
+    own = divide(samples, "dirichlet", 3, alpha=1.0, variant="multinomial")
+    counts = class_counts(own, samples)
+    np.testing.assert_allclose(counts.mean(axis=1), 20, atol=4 * np.sqrt(210 / 2000))
+    np.testing.assert_allclose(counts.var(axis=1), 210, rtol=0.1)
+
+
+def test_balanced_clients_have_equal_sizes() -> None:
+    samples = samples_of(np.repeat(np.arange(4), [500, 300, 150, 53]))
+    for alpha in (1e-6, 0.1, 1e6):
+        own = divide(samples, "dirichlet", 10, alpha=alpha, variant="balanced")
+        assert sorted(own.sizes.tolist()) == [100] * 7 + [101] * 3
+
+
+def test_balanced_mixes_have_the_moments_of_the_dirichlet() -> None:
+    # Shares of Dir(1, 1, 1, 1) have the variance (1/4)(3/4)/5 = .0375, and E q(1 - q) = .15; 100
+    # draws add .15 / 100. That a class may be used up takes little from it: clients are many.
+    samples = samples_of(np.arange(200_000) % 4)
+    own = divide(samples, "dirichlet", 2000, alpha=1.0, variant="balanced")
+    q = class_counts(own, samples) / 100
+    np.testing.assert_allclose(q.mean(axis=0), 0.25, atol=1e-12)  # every sample is somebody's
+    np.testing.assert_allclose(q.var(axis=0), 0.039, rtol=0.08)
+
+
+def test_balanced_mixes_follow_the_long_tail() -> None:
+    # alpha large: every client has the shares of the whole set, .8 and .2, of 50 draws.
+    samples = samples_of(np.repeat([0, 1], [8000, 2000]))
+    own = divide(samples, "dirichlet", 200, alpha=1e9, variant="balanced")
+    ones = class_counts(own, samples)[:, 1]
+    assert ones.mean() == 10
+    assert ones.var() < 1.6 * 50 * 0.2 * 0.8
+
+
+def test_balanced_with_a_tiny_alpha_is_one_class_a_client() -> None:
+    samples = samples_of(np.arange(1000) % 5)
+    own = divide(samples, "dirichlet", 50, alpha=1e-9, variant="balanced")
+    # 20 samples a client of 200 a class: a class used up stops short within one client at most.
+    assert (class_counts(own, samples).max(axis=1) == 20).sum() >= 40
+
+
+def test_the_largest_alpha_is_equal_parts() -> None:
+    own = draw(np.zeros(12, np.int64), 4, alpha=1.7e308)
+    assert own.sizes.tolist() == [3, 3, 3, 3]
+
+
+def test_unknown_variant() -> None:
+    with pytest.raises(InputError, match=r"partition\.variant must be 'class' or 'balanced' or "):
+        divide(samples_of([0, 1]), "dirichlet", 2, alpha=1.0, variant="even")

@@ -1,0 +1,33 @@
+"""Which tensors of a model belong together: tests for names, for what may travel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def in_body(name: str) -> bool:
+    """Whether a tensor belongs to the feature extractor of a model with `body` and `head`."""
+    return name.startswith("body.")
+
+
+def in_head(name: str) -> bool:
+    """Whether a tensor belongs to the classifier of a model with `body` and `head`."""
+    return name.startswith("head.")
+
+
+def batch_norm(module: nn.Module, *, statistics_only: bool = False) -> Callable[[str], bool]:
+    """Return a test for the names of BatchNorm's tensors, which are found by the type of layer.
+
+    With `statistics_only` the running mean, variance and counter alone, without scale and shift.
+    """
+    names = set()
+    for prefix, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm):
+            tensors = dict(layer.named_buffers(recurse=False))
+            if not statistics_only:
+                tensors |= dict(layer.named_parameters(recurse=False))
+            names |= {f"{prefix}.{name}" if prefix else name for name in tensors}
+    return names.__contains__
