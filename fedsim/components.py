@@ -67,6 +67,7 @@ def training_rows(experiment: Experiment, dataset: Dataset) -> np.ndarray | None
             section.profile,
             generator,
             largest=section.largest,
+            step_share=section.step_share,
         )
         rows = kept if rows is None else rows[kept]
     return rows

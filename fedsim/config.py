@@ -78,6 +78,9 @@ class DatasetSection(Section):
         default="exponential", description="'exponential', 'pareto' or 'step'"
     )
     largest: Count | None = Field(default=None, description=f"{_COUNT}, or null")
+    step_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="a fraction in (0, 1), the share of large classes of a step"
+    )
     augment: Augment | None = Field(
         default=None, description="a mapping, such as {crop: 4, flip: true}, or null"
     )

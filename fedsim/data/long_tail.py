@@ -78,7 +78,8 @@ def long_tail_rows(
     """Return which samples stay, int64, ascending: random ones of each class, as many as its size.
 
     `labels` are int64 (n,) in 0..C-1; a sample of class -1 (it has none) does not stay. `largest`
-    is n_max, by default the mean class size floor(n / C).
+    is n_max, by default the mean class size floor(n / C), or the largest below it for which no
+    class has too few samples.
 
     Raises:
         InputError: a value out of range; a class with fewer samples than its size.
@@ -89,6 +90,7 @@ def long_tail_rows(
     if largest is None:
         largest = int(counts.sum()) // num_classes
         check(largest >= 1, "a long tail needs at least 1 sample a class, the mean is", largest)
+        largest = _feasible(counts, largest, imbalance, profile, step_share) or largest
     sizes = class_sizes(num_classes, largest, imbalance, profile, step_share)
     if (sizes > counts).any():
         raise _too_few(counts, sizes, largest, imbalance, profile, step_share)
@@ -98,6 +100,18 @@ def long_tail_rows(
     first = np.cumsum(counts) - counts + (len(labels) - counts.sum())
     rank = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.sort(order[np.repeat(first, sizes) + rank]).astype(np.int64)
+
+
+def _feasible(
+    counts: np.ndarray, largest: int, imbalance: float, profile: Profile, step_share: float
+) -> int:
+    """Return the largest n_max up to `largest` whose tail the classes can fill; 0 if none is."""
+    low, high = 0, largest + 1  # sizes rise with n_max
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = class_sizes(len(counts), middle, imbalance, profile, step_share) <= counts
+        low, high = (middle, high) if fits.all() else (low, middle)
+    return low
 
 
 def _too_few(
@@ -110,11 +124,7 @@ def _too_few(
 ) -> InputError:
     worst = int(np.argmax(sizes - counts))
     lacking = f"class {worst} has {counts[worst]} samples, the tail needs {sizes[worst]}"
-    low, high = 0, largest  # sizes rise with the largest: 0 stands for "not even 1"
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = class_sizes(len(counts), middle, imbalance, profile, step_share) <= counts
-        low, high = (middle, high) if fits.all() else (low, middle)
+    low = _feasible(counts, largest, imbalance, profile, step_share)
     if low == 0:
         return InputError(f"no {profile} tail of imbalance {imbalance:g} fits the data: {lacking}")
     return InputError(

@@ -161,3 +161,10 @@ def test_bad_labels() -> None:
         long_tail_rows(np.array([0, 1, 2]), 2, 2, "exponential", rng)
     with pytest.raises(InputError, match="at least 1 sample a class, the mean is, got 0"):
         long_tail_rows(np.array([0]), 2, 2, "exponential", rng)
+
+
+def test_the_default_is_less_where_a_class_has_fewer_than_the_mean() -> None:
+    # 10 a class in the mean, but class 0 has 9: sizes 9, floor(9 / 2), floor(9 / 4) for IF 4.
+    labels = np.repeat([0, 1, 2], [9, 10, 11])
+    rows = long_tail_rows(labels, 3, 4.0, "exponential", numpy_generator(0, "long-tail"))
+    assert np.bincount(labels[rows]).tolist() == [9, 4, 2]

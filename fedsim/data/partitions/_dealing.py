@@ -94,7 +94,7 @@ def apportion(total: int, weights: np.ndarray, low: np.ndarray, high: np.ndarray
     the proportions hold wherever the bounds allow them. Needs sum(low) <= total <= sum(high).
     """
     w = np.maximum(weights / weights.max(), 1e-18)
-    # The logarithm of c is halved in between: c may be of any magnitude.
+    # Bisection of the logarithm of c, which may be of any magnitude.
     below, above = 1e-6, float((high / w).max()) + 1.0
     for _ in range(80):
         middle = float(np.sqrt(below * above))
@@ -105,7 +105,8 @@ def apportion(total: int, weights: np.ndarray, low: np.ndarray, high: np.ndarray
     exact = np.clip(below * w, low, high)
     numbers = np.floor(exact).astype(np.int64)
     missing = total - int(numbers.sum())
-    room = np.where(numbers < high, exact - numbers, -1.0)
+    # Rounded, as equal fractions may differ in the last bit, and not alike on every processor.
+    room = np.where(numbers < high, np.round(exact - numbers, 9), -1.0)
     numbers[np.argsort(-room, kind="stable")[:missing]] += 1
     return numbers
 

@@ -97,7 +97,10 @@ def _balanced(
         wish /= wish.sum(axis=1, keepdims=True)
         drawn = rng.multinomial(missing[rows], wish)
         for c in np.flatnonzero(drawn.sum(axis=0) > left):
-            drawn[:, c] = rng.multivariate_hypergeometric(drawn[:, c], left[c], method="marginals")
+            # Clients are served in random order, each in full: most keep the mix they drew.
+            order = rng.permutation(len(rows))
+            served = np.minimum(np.cumsum(drawn[order, c]), left[c])
+            drawn[order, c] = np.diff(served, prepend=0)
         taken[rows] += drawn
         missing[rows] -= drawn.sum(axis=1)
         left -= drawn.sum(axis=0)
