@@ -7,6 +7,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
+from fedsim.data.stats import counting
 from fedsim.errors import InputError
 
 Fit = Literal["squash", "crop"]
@@ -59,16 +60,9 @@ def channel_stats(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
     A channel that never varies gets the std 1, so that it can be divided by.
     """
-    means, stds = [], []
-    levels = np.arange(256) / 255
-    for channel in range(x.shape[3]):
-        # Block by block: a memory-mapped set may be larger than memory.
-        counts = np.zeros(256, np.int64)
-        for start in range(0, len(x), 4096):
-            counts += np.bincount(x[start : start + 4096, ..., channel].ravel(), minlength=256)
-        share = counts / counts.sum()
-        mean = float(share @ levels)
-        std = float(np.sqrt(share @ (levels - mean) ** 2))
-        means.append(mean)
-        stds.append(std if std > 0 else 1.0)
-    return tuple(means), tuple(stds)
+    stats = np.empty((2, x.shape[3]))
+    # Block by block: a memory-mapped set may be larger than memory.
+    for _ in counting((x[start : start + 4096] for start in range(0, len(x), 4096)), stats):
+        pass
+    mean, std = stats.tolist()
+    return tuple(mean), tuple(std)

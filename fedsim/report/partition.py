@@ -141,7 +141,7 @@ def _tail(axes: Axes, counts: np.ndarray, manifest: Manifest, dataset: Dataset) 
         labels = dataset.train.y[manifest.server]
         own = np.bincount(labels[labels >= 0], minlength=len(totals))
         axes.barh(np.arange(len(own)), own, 0.8, totals, color=_SERVER, label="server")
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     present = totals[totals > 0]
     if len(present) and present.max() > 10 * present.min():
         axes.set_xscale("log")

@@ -1,0 +1,1 @@
+"""Readers of common file formats, each serving several data sets."""
