@@ -23,7 +23,7 @@ from fedsim.data.partition import Manifest
 from fedsim.engine.flower_compat import seeded_globals
 from fedsim.engine.foreign import capture, own_strategies, restore
 from fedsim.engine.grid import RoundLog, SimulationGrid
-from fedsim.engine.jobs import Executor
+from fedsim.engine.jobs import Executor, Report
 from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.errors import InputError, RunFailed
 from fedsim.maths.trees import Tree
@@ -31,7 +31,7 @@ from fedsim.params import FlatModel, Params
 from fedsim.progress import Progress
 from fedsim.runs import checkpoint
 from fedsim.runs.folder import RunFolder
-from fedsim.runs.record import Recorder
+from fedsim.runs.record import ClientRows, Recorder
 from fedsim.runs.states import StateStore
 from fedsim.strategy import ServerContext, Strategy, sample_cohort
 
@@ -196,8 +196,7 @@ class RoundLoop:
         }
         client_rows = _train_rows(log)
         if done.evaluated is not None:
-            reports = done.evaluated.reports
-            client_rows += _columns("test", [(r.client, r.metrics) for r in reports])
+            client_rows += _columns("test", done.evaluated.reports)
         self._recorder.write_round(done.round, rows, client_rows, done.events)
         self.progress.round_end(done.round, {**done.metrics, **done.scores}, done.seconds)
 
@@ -377,32 +376,23 @@ def _client_means(log: RoundLog) -> dict[str, float]:
     }
 
 
-def _train_rows(log: RoundLog) -> list[Any]:
-    return _columns(
-        "train",
-        [
-            (
-                r.client,
-                {
-                    **r.metrics,
-                    "weight": r.weight,
-                    "seconds": r.seconds,
-                    "bytes_down": float(log.bytes_down.get(r.client, 0)),
-                    "bytes_up": float(r.bytes_up),
-                },
-            )
-            for r in log.reports
-            if r.failure is None
-        ],
-    )
+def _train_rows(log: RoundLog) -> list[ClientRows]:
+    good = [r for r in log.reports if r.failure is None]
+    clients = [r.client for r in good]
+    own: dict[str, list[float]] = {
+        "weight": [r.weight for r in good],
+        "seconds": [r.seconds for r in good],
+        "bytes_down": [log.bytes_down.get(client, 0) for client in clients],
+        "bytes_up": [r.bytes_up for r in good],
+    }
+    told = [column for column in _columns("train", good) if column[1] not in own]
+    return told + [("train", name, clients, values) for name, values in own.items()]
 
 
-def _columns(split: str, rows: list[tuple[int, dict[str, float]]]) -> list[Any]:
-    """Turn per-client dicts into ``(split, name, clients, values)``."""
-    columns: dict[str, tuple[list[int], list[float]]] = {}
-    for client, metrics in rows:
-        for name, value in metrics.items():
-            clients, values = columns.setdefault(name, ([], []))
-            clients.append(client)
-            values.append(float(value))
-    return [(split, name, *columns[name]) for name in columns]
+def _columns(split: str, reports: list[Report]) -> list[ClientRows]:
+    """Return the clients' metrics as ``(split, name, clients, values)``."""
+    columns: list[ClientRows] = []
+    for name in dict.fromkeys(name for r in reports for name in r.metrics):
+        some = [r for r in reports if name in r.metrics]
+        columns.append((split, name, [r.client for r in some], [r.metrics[name] for r in some]))
+    return columns
