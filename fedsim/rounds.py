@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedsim import rng
 from fedsim.components import check_fit, is_client_app
@@ -24,6 +24,7 @@ from fedsim.engine.flower_compat import seeded_globals
 from fedsim.engine.foreign import capture, own_strategies, restore
 from fedsim.engine.grid import RoundLog, SimulationGrid
 from fedsim.engine.jobs import Executor, Report
+from fedsim.engine.letters import Letters
 from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.errors import InputError, RunFailed
 from fedsim.maths.trees import Tree
@@ -204,7 +205,8 @@ class RoundLoop:
         experiment, strategy, grid = self.experiment, self.parts.strategy, self._grid
         grid.on_progress = lambda done, total: self.progress.cohort(round, done, total)
         with seeded_globals(experiment.seed, "strategy/configure", round):
-            messages = list(strategy.configure_train(round, self._arrays, ConfigRecord(), grid))
+            made = strategy.configure_train(round, self._arrays, ConfigRecord(), grid)
+            messages = _listed(made)
         if not messages:
             raise RunFailed(f"round {round}: the strategy addressed no client")
         try:
@@ -261,7 +263,9 @@ class RoundLoop:
         strategy, grid = self.parts.strategy, self._grid
         grid.on_progress = lambda done, total: None
         with seeded_globals(self.experiment.seed, "strategy/configure-evaluate", round):
-            messages = list(strategy.configure_evaluate(round, self._arrays, ConfigRecord(), grid))
+            messages = _listed(
+                strategy.configure_evaluate(round, self._arrays, ConfigRecord(), grid)
+            )
         replies = grid.send_and_receive(messages)
         log = grid.log
         self._note(log)
@@ -355,6 +359,11 @@ def build_parts(
 
 def _nothing() -> None:
     """Do nothing while workers are at work."""
+
+
+def _listed(messages: Iterable[Message]) -> Sequence[Message]:
+    """Return messages as a list: a generator draws its random numbers now or not at all."""
+    return messages if isinstance(messages, Letters) else list(messages)
 
 
 def _numbers(record: MetricRecord | None) -> dict[str, float]:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedsim.data.partition import Manifest
 from fedsim.engine import flower_compat as compat
 from fedsim.engine.jobs import Assignment, Block, BlockResult, Executor, Failure, Report
+from fedsim.engine.letters import Letter, by_payload, letters_of, round_of
 from fedsim.engine.records import RecordMismatch, TreeRecord, tree_of
 from fedsim.errors import RunFailed
 from fedsim.maths import trees
@@ -140,14 +141,14 @@ class SimulationGrid(Grid):
             RunFailed: fewer clients than `screening.min_survivors` gave a usable answer, or one
                 was defective under the policy `abort`.
         """
-        ordered = sorted(messages, key=lambda m: m.metadata.dst_node_id)
+        ordered = sorted(letters_of(messages), key=lambda letter: letter.client)
         self.log = RoundLog()
         if not ordered:
             return []
         started = time.perf_counter()
-        training = ordered[0].metadata.message_type.startswith(MessageType.TRAIN)
+        training = ordered[0].kind.startswith(MessageType.TRAIN)
         replies: list[Message] = []
-        for group in _by_payload(ordered, self._foreign_client):
+        for group in by_payload(ordered, self._foreign_client):
             replies += self._run_group(group, training)
         self.log.seconds = time.perf_counter() - started
         if training:
@@ -169,13 +170,13 @@ class SimulationGrid(Grid):
         count = sum(r.counts[2] for r in results)
         return {"accuracy": correct / count, "loss": loss / count}
 
-    def _run_group(self, messages: list[Message], training: bool) -> list[Message]:
+    def _run_group(self, letters: list[Letter], training: bool) -> list[Message]:
         """Execute messages that share a payload."""
-        first = messages[0].content
+        first = letters[0].content
         arrays = next(iter(first.array_records.values()), TreeRecord({}))
         reduce = training and not self._foreign_client and self._reducible(arrays)
         payload = {"content": first} if self._foreign_client else self._payload(first)
-        blocks = self._blocks(messages, payload, training, reduce)
+        blocks = self._blocks(letters, payload, training, reduce)
         size = sum(len(b.clients) for b in blocks)
         results: dict[int, BlockResult] = {}
         done = 0
@@ -183,7 +184,7 @@ class SimulationGrid(Grid):
             results[result.index] = result
             done += len(result.reports)
             self.on_progress(done, size)
-        by_client = {m.metadata.dst_node_id: m for m in messages}
+        by_client = {letter.client: letter for letter in letters}
         replies = []
         for index in sorted(results):
             replies += self._replies_of(results[index], by_client, training, reduce)
@@ -210,7 +211,7 @@ class SimulationGrid(Grid):
         return {**tree, "config": config}
 
     def _blocks(
-        self, messages: list[Message], payload: Tree, training: bool, reduce: bool
+        self, letters: list[Letter], payload: Tree, training: bool, reduce: bool
     ) -> list[Block]:
         parts, work = [], []
         if self._foreign_client:
@@ -218,16 +219,16 @@ class SimulationGrid(Grid):
         else:
             shared_bytes = trees.num_bytes(payload)
         content, own, own_bytes = None, None, 0
-        for message in messages:
-            client = message.metadata.dst_node_id
-            if message.content is not content:  # the cohort usually shares one
-                content = message.content
+        for letter in letters:
+            client = letter.client
+            if letter.content is not content:  # the cohort usually shares one
+                content = letter.content
                 record = next(iter(content.array_records.values()), None)
                 own = None if record is None else record.__dict__.get("own")
                 own_bytes = 0 if own is None else trees.num_bytes(own)
             indices = self._manifest.client(client)
             state = self._states.get_bytes(client)
-            parts.append(Assignment(client, indices, state, own, message.metadata.message_type))
+            parts.append(Assignment(client, indices, state, own, letter.kind))
             work.append(len(indices.train) if training else len(indices.test))
             self.log.bytes_down[client] = shared_bytes + own_bytes
         if training and self._group_size > 1:
@@ -237,7 +238,7 @@ class SimulationGrid(Grid):
         weight = self._model.flat.numel()
         length = block_length(len(parts), sum(work) * weight, self._group_size)
         kind: Any = "train" if training else "evaluate"
-        round = _round_of(messages[0])
+        round = round_of(letters[0])
         blocks: list[Block] = []
         for start in range(0, len(parts), length):
             some = parts[start : start + length]
@@ -252,7 +253,7 @@ class SimulationGrid(Grid):
     def _replies_of(
         self,
         result: BlockResult,
-        messages: dict[int, Message],
+        letters: dict[int, Letter],
         training: bool,
         reduce: bool,
     ) -> list[Message]:
@@ -262,22 +263,22 @@ class SimulationGrid(Grid):
             if training:
                 self._seconds[report.client] = report.seconds
             self.log.reports.append(report)
-            message = messages[report.client]
             if report.failure is not None:
                 self.log.failures.append(report)
                 text = f"{report.failure.text}\n{report.failure.traceback}".strip()
-                replies.append(compat.error_reply(message, text))
+                replies.append(compat.error_reply(letters[report.client].message(), text))
                 continue
             survivors.append(report)
             if not reduce:
-                replies.append(compat.reply_to(message, self._content(report, training)))
+                content = self._content(report, training)
+                replies.append(compat.reply_to(letters[report.client].message(), content))
         if reduce and survivors:
             tree = result.sums.mean()
             metrics = _mean_metrics(survivors)
             metrics["num-examples"] = result.sums.weight
             numbers = MetricRecord({**metrics})
             content = RecordDict({"arrays": TreeRecord(tree), "metrics": numbers})
-            replies.append(compat.reply_to(messages[survivors[0].client], content))
+            replies.append(compat.reply_to(letters[survivors[0].client].message(), content))
         return replies
 
     def _content(self, report: Report, training: bool) -> RecordDict:
@@ -290,7 +291,7 @@ class SimulationGrid(Grid):
             content["arrays"] = TreeRecord(report.update or {})
         return content
 
-    def _consistent(self, replies: list[Message], sent: dict[int, Message]) -> list[Message]:
+    def _consistent(self, replies: list[Message], sent: dict[int, Letter]) -> list[Message]:
         """Screen replies of foreign apps, and drop those that differ in kind from the most."""
         reports = {r.client: r for r in self.log.reports}
         kept: list[tuple[Message, tuple[Any, ...]]] = []
@@ -332,10 +333,10 @@ class SimulationGrid(Grid):
                 return str(error)
         return None
 
-    def _reject(self, report: Report, message: Message, reason: str) -> Message:
+    def _reject(self, report: Report, letter: Letter, reason: str) -> Message:
         report.failure = Failure("screened", f"client {report.client}: {reason}")
         self.log.failures.append(report)
-        return compat.error_reply(message, report.failure.text)
+        return compat.error_reply(letter.message(), report.failure.text)
 
     def _check_survivors(self, cohort: int) -> None:
         failures = self.log.failures
@@ -375,36 +376,6 @@ def block_length(cohort: int, work: float, group_size: int = 1) -> int:
     count = max(1, min(MAX_BLOCKS, cohort, int(work / MIN_BLOCK_WORK)))
     length = -(-cohort // count)
     return -(-length // group_size) * group_size
-
-
-def _by_payload(messages: list[Message], whole: bool) -> list[list[Message]]:
-    """Group messages by the payload they share; order is kept inside and between groups.
-
-    With `whole` they must share all of it: a foreign app is sent no part of its own.
-    """
-    groups: dict[tuple[int, ...], list[Message]] = {}
-    content: RecordDict | None = None
-    key: list[int] = []
-    for message in messages:
-        if message.content is content:
-            groups[tuple(key)].append(message)
-            continue
-        content, key = message.content, []
-        for record in content.values():
-            shared = None if whole else record.__dict__.get("shared")
-            if isinstance(record, ConfigRecord):
-                key.append(hash(tuple(sorted((k, str(v)) for k, v in record.items()))))
-            else:
-                key.append(id(record) if shared is None else id(shared))
-        groups.setdefault(tuple(key), []).append(message)
-    return list(groups.values())
-
-
-def _round_of(message: Message) -> int:
-    for record in message.content.config_records.values():
-        if "server-round" in record:
-            return int(record["server-round"])  # type: ignore[arg-type]
-    return 0
 
 
 def _mean_metrics(reports: list[Report]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from fedsim import components
 from fedsim.data.partition import Manifest
 from fedsim.engine.grid import MAX_BLOCKS, MIN_BLOCK_WORK, SimulationGrid, block_length
 from fedsim.engine.jobs import Block, BlockResult, WorkerSpec
+from fedsim.engine.letters import Letter, Letters
 from fedsim.engine.records import TreeRecord
 from fedsim.engine.serial import SerialExecutor
 from fedsim.params import Params
@@ -168,6 +169,24 @@ def test_a_client_that_was_slow_goes_first_but_blocks_stay(bench: Bench) -> None
     grid._seconds[6] = 1000.0
     assert described(grid.send_and_receive(bench.messages(list(range(8))))) == first
     assert grid.executor.seen == before  # type: ignore[attr-defined]
+
+
+def test_messages_are_made_only_where_somebody_looks(bench: Bench) -> None:
+    content = bench.messages([0])[0].content
+    letters = [Letter(c, content, MessageType.TRAIN) for c in (3, 1, 2)]
+    unseen, seen = Letters(letters), Letters(letters)
+    assert (len(unseen), bool(unseen), bool(Letters([]))) == (3, True, False)
+    reference = described(bench.grid().send_and_receive(bench.messages([1, 2, 3])))
+    assert described(bench.grid().send_and_receive(unseen)) == reference
+    assert letters[-1].original is None
+    assert [m.metadata.dst_node_id for m in seen] == [3, 1, 2]
+    assert seen[0] is seen[0]
+    # What a wrapper does to the list counts, as with any list of messages.
+    seen.append(bench.messages([5])[0])
+    del seen[0]
+    assert len(seen) == 3
+    changed = described(bench.grid().send_and_receive(seen))
+    assert changed == described(bench.grid().send_and_receive(bench.messages([1, 2, 5])))
 
 
 def test_push_and_pull(bench: Bench) -> None:
