@@ -90,8 +90,8 @@ class Strategy(FlowerStrategy):
         sends: the keys of the payload.
         needs: the keys an `Update` must have.
         weighted_mean: whether `aggregate` sees the updates only through their weighted mean.
-            Then workers return one mean a block, and an element of `updates` may stand for
-            several clients, its weight being theirs together.
+            Then an element of `updates` may stand for several clients, its weight being theirs
+            together.
     """
 
     @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 Messages that carry the same payload are put together in blocks, by a rule that looks at the
 experiment only and never at the number of workers. Where the answers are wanted only as their
-weighted mean, a block answers with one reply that stands for all its clients.
+weighted mean, workers return a sum a block, and one reply stands for all clients of a payload.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,18 +177,43 @@ class SimulationGrid(Grid):
         reduce = training and not self._foreign_client and self._reducible(arrays)
         payload = {"content": first} if self._foreign_client else self._payload(first)
         blocks = self._blocks(letters, payload, training, reduce)
-        size = sum(len(b.clients) for b in blocks)
-        results: dict[int, BlockResult] = {}
-        done = 0
+        by_client = {letter.client: letter for letter in letters}
+        replies: list[Message] = []
+        survivors: list[Report] = []
+        sums = trees.WeightedMean()
+        for result in self._results(blocks, payload):
+            self.log.reports += result.reports
+            for report in result.reports:
+                letter = by_client[report.client]
+                if training:
+                    self._seconds[report.client] = report.seconds
+                if report.failure is not None:
+                    self.log.failures.append(report)
+                    text = f"{report.failure.text}\n{report.failure.traceback}".strip()
+                    replies.append(compat.error_reply(letter.message(), text))
+                elif reduce:
+                    survivors.append(report)
+                else:
+                    content = self._content(report, training)
+                    replies.append(compat.reply_to(letter.message(), content))
+            if result.sums is not None:
+                sums.merge(result.sums)
+        if survivors:
+            letter = by_client[survivors[0].client]
+            replies.append(compat.reply_to(letter.message(), _mean_content(sums, survivors)))
+        return self._consistent(replies, by_client) if training and not reduce else replies
+
+    def _results(self, blocks: list[Block], payload: Tree) -> Iterator[BlockResult]:
+        """Run blocks; yield the results in order, each as soon as those before it are there."""
+        size, done, following = sum(len(b.clients) for b in blocks), 0, 0
+        early: dict[int, BlockResult] = {}
         for result in self.executor.run(blocks, payload):
-            results[result.index] = result
             done += len(result.reports)
             self.on_progress(done, size)
-        by_client = {letter.client: letter for letter in letters}
-        replies = []
-        for index in sorted(results):
-            replies += self._replies_of(results[index], by_client, training, reduce)
-        return self._consistent(replies, by_client) if training and not reduce else replies
+            early[result.index] = result
+            while following in early:
+                yield early.pop(following)
+                following += 1
 
     def _reducible(self, arrays: Any) -> bool:
         if not self._block_means or not getattr(arrays, "weighted_mean", False):
@@ -249,37 +274,6 @@ class SimulationGrid(Grid):
             cost = float(sum(costs)) if training else float(sum(work[start : start + length]))
             blocks.append(Block(len(blocks), round, kind, some, reduce=reduce, cost=cost))
         return blocks
-
-    def _replies_of(
-        self,
-        result: BlockResult,
-        letters: dict[int, Letter],
-        training: bool,
-        reduce: bool,
-    ) -> list[Message]:
-        replies = []
-        survivors = []
-        for report in result.reports:
-            if training:
-                self._seconds[report.client] = report.seconds
-            self.log.reports.append(report)
-            if report.failure is not None:
-                self.log.failures.append(report)
-                text = f"{report.failure.text}\n{report.failure.traceback}".strip()
-                replies.append(compat.error_reply(letters[report.client].message(), text))
-                continue
-            survivors.append(report)
-            if not reduce:
-                content = self._content(report, training)
-                replies.append(compat.reply_to(letters[report.client].message(), content))
-        if reduce and survivors:
-            tree = result.sums.mean()
-            metrics = _mean_metrics(survivors)
-            metrics["num-examples"] = result.sums.weight
-            numbers = MetricRecord({**metrics})
-            content = RecordDict({"arrays": TreeRecord(tree), "metrics": numbers})
-            replies.append(compat.reply_to(letters[survivors[0].client].message(), content))
-        return replies
 
     def _content(self, report: Report, training: bool) -> RecordDict:
         if report.content is not None:
@@ -378,12 +372,15 @@ def block_length(cohort: int, work: float, group_size: int = 1) -> int:
     return -(-length // group_size) * group_size
 
 
-def _mean_metrics(reports: list[Report]) -> dict[str, float]:
-    total = sum(r.weight for r in reports)
-    names = set.intersection(*(set(r.metrics) for r in reports))
-    return {
-        name: sum(r.weight * r.metrics[name] for r in reports) / total for name in sorted(names)
+def _mean_content(sums: trees.WeightedMean, survivors: list[Report]) -> RecordDict:
+    """Return the reply that stands for all survivors: their mean, metrics and weight."""
+    total = sum(r.weight for r in survivors)
+    names = set.intersection(*(set(r.metrics) for r in survivors))
+    numbers: dict[str, Any] = {
+        name: sum([r.weight * r.metrics[name] for r in survivors]) / total for name in sorted(names)
     }
+    numbers["num-examples"] = sums.weight
+    return RecordDict({"arrays": TreeRecord(sums.mean()), "metrics": MetricRecord(numbers)})
 
 
 def _shape(content: RecordDict) -> tuple[Any, ...]:
