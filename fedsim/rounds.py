@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedsim import rng
 from fedsim.components import check_fit, group_size, is_client_app
@@ -25,7 +25,8 @@ from fedsim.data.views import View
 from fedsim.engine.flower_compat import seeded_globals
 from fedsim.engine.foreign import capture, own_strategies, restore
 from fedsim.engine.grid import RoundLog, SimulationGrid
-from fedsim.engine.jobs import Executor
+from fedsim.engine.jobs import Executor, Report
+from fedsim.engine.letters import Letters
 from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.errors import InputError, RunFailed
 from fedsim.evaluate import SHOTS, shot_groups
@@ -34,7 +35,7 @@ from fedsim.params import FlatModel, Params
 from fedsim.progress import Progress
 from fedsim.runs import checkpoint
 from fedsim.runs.folder import RunFolder
-from fedsim.runs.record import Recorder
+from fedsim.runs.record import ClientRows, Recorder
 from fedsim.runs.states import StateStore
 from fedsim.strategy import ServerContext, Strategy, sample_cohort
 
@@ -199,8 +200,7 @@ class RoundLoop:
         }
         client_rows = _train_rows(log)
         if done.evaluated is not None:
-            reports = done.evaluated.reports
-            client_rows += _columns("test", [(r.client, r.metrics) for r in reports])
+            client_rows += _columns("test", done.evaluated.reports)
         self._recorder.write_round(done.round, rows, client_rows, done.events)
         self.progress.round_end(done.round, {**done.metrics, **done.scores}, done.seconds)
 
@@ -208,7 +208,8 @@ class RoundLoop:
         experiment, strategy, grid = self.experiment, self.parts.strategy, self._grid
         grid.on_progress = lambda done, total: self.progress.cohort(round, done, total)
         with seeded_globals(experiment.seed, "strategy/configure", round):
-            messages = list(strategy.configure_train(round, self._arrays, ConfigRecord(), grid))
+            made = strategy.configure_train(round, self._arrays, ConfigRecord(), grid)
+            messages = _listed(made)
         if not messages:
             raise RunFailed(f"round {round}: the strategy addressed no client")
         try:
@@ -265,7 +266,9 @@ class RoundLoop:
         strategy, grid = self.parts.strategy, self._grid
         grid.on_progress = lambda done, total: None
         with seeded_globals(self.experiment.seed, "strategy/configure-evaluate", round):
-            messages = list(strategy.configure_evaluate(round, self._arrays, ConfigRecord(), grid))
+            messages = _listed(
+                strategy.configure_evaluate(round, self._arrays, ConfigRecord(), grid)
+            )
         replies = grid.send_and_receive(messages)
         log = grid.log
         self._note(log)
@@ -382,6 +385,11 @@ def _nothing() -> None:
     """Do nothing while workers are at work."""
 
 
+def _listed(messages: Iterable[Message]) -> Sequence[Message]:
+    """Return messages as a list: a generator draws its random numbers now or not at all."""
+    return messages if isinstance(messages, Letters) else list(messages)
+
+
 def _numbers(record: MetricRecord | None) -> dict[str, float]:
     if record is None:
         return {}
@@ -401,32 +409,23 @@ def _client_means(log: RoundLog) -> dict[str, float]:
     }
 
 
-def _train_rows(log: RoundLog) -> list[Any]:
-    return _columns(
-        "train",
-        [
-            (
-                r.client,
-                {
-                    **r.metrics,
-                    "weight": r.weight,
-                    "seconds": r.seconds,
-                    "bytes_down": float(log.bytes_down.get(r.client, 0)),
-                    "bytes_up": float(r.bytes_up),
-                },
-            )
-            for r in log.reports
-            if r.failure is None
-        ],
-    )
+def _train_rows(log: RoundLog) -> list[ClientRows]:
+    good = [r for r in log.reports if r.failure is None]
+    clients = [r.client for r in good]
+    own: dict[str, list[float]] = {
+        "weight": [r.weight for r in good],
+        "seconds": [r.seconds for r in good],
+        "bytes_down": [log.bytes_down.get(client, 0) for client in clients],
+        "bytes_up": [r.bytes_up for r in good],
+    }
+    told = [column for column in _columns("train", good) if column[1] not in own]
+    return told + [("train", name, clients, values) for name, values in own.items()]
 
 
-def _columns(split: str, rows: list[tuple[int, dict[str, float]]]) -> list[Any]:
-    """Turn per-client dicts into ``(split, name, clients, values)``."""
-    columns: dict[str, tuple[list[int], list[float]]] = {}
-    for client, metrics in rows:
-        for name, value in metrics.items():
-            clients, values = columns.setdefault(name, ([], []))
-            clients.append(client)
-            values.append(float(value))
-    return [(split, name, *columns[name]) for name in columns]
+def _columns(split: str, reports: list[Report]) -> list[ClientRows]:
+    """Return the clients' metrics as ``(split, name, clients, values)``."""
+    columns: list[ClientRows] = []
+    for name in dict.fromkeys(name for r in reports for name in r.metrics):
+        some = [r for r in reports if name in r.metrics]
+        columns.append((split, name, [r.client for r in some], [r.metrics[name] for r in some]))
+    return columns

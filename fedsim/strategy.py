@@ -24,6 +24,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedsim import rng
 from fedsim.client import Metrics, Update
+from fedsim.engine.letters import Letter, Letters
 from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.maths.trees import Tree, weighted_mean
 from fedsim.params import FlatModel, Params
@@ -92,8 +93,8 @@ class Strategy(FlowerStrategy):
         sends: the keys of the payload.
         needs: the keys an `Update` must have.
         weighted_mean: whether `aggregate` sees the updates only through their weighted mean.
-            Then workers return one mean a block, and an element of `updates` may stand for
-            several clients, its weight being theirs together.
+            Then an element of `updates` may stand for several clients, its weight being theirs
+            together.
     """
 
     @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Strategy(FlowerStrategy):
 
     def _messages(
         self, server_round: int, cohort: Sequence[int], config: ConfigRecord, message_type: str
-    ) -> list[Message]:
+    ) -> Letters:
         payload = self.configure(self.state, server_round, cohort)
         if not isinstance(payload, Payload):
             payload = Payload(payload)
@@ -167,14 +168,14 @@ class Strategy(FlowerStrategy):
         shared = TreeRecord(payload.shared)
         shared.weighted_mean = self.weighted_mean
         content = RecordDict({"arrays": shared, "config": config})
-        messages = []
+        letters = []
         for client in cohort:
             own = payload.own.get(client)
             if own is not None:
                 record = TreeRecord(payload.shared, own)
                 content = RecordDict({"arrays": record, "config": config})
-            messages.append(Message(content, client, message_type))
-        return messages
+            letters.append(Letter(client, content, message_type))
+        return Letters(letters)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

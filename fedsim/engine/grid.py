@@ -2,24 +2,25 @@
 
 Messages that carry the same payload are put together in blocks, by a rule that looks at the
 experiment only and never at the number of workers. Where the answers are wanted only as their
-weighted mean, a block answers with one reply that stands for all its clients.
+weighted mean, workers return a sum a block, and one reply stands for all clients of a payload.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedsim.data.partition import Manifest
 from fedsim.engine import flower_compat as compat
 from fedsim.engine.jobs import Assignment, Block, BlockResult, Executor, Failure, Report
+from fedsim.engine.letters import Letter, by_payload, letters_of, round_of
 from fedsim.engine.records import RecordMismatch, TreeRecord, tree_of
 from fedsim.errors import RunFailed
 from fedsim.evaluate import Counts
@@ -141,14 +142,14 @@ class SimulationGrid(Grid):
             RunFailed: fewer clients than `screening.min_survivors` gave a usable answer, or one
                 was defective under the policy `abort`.
         """
-        ordered = sorted(messages, key=lambda m: m.metadata.dst_node_id)
+        ordered = sorted(letters_of(messages), key=lambda letter: letter.client)
         self.log = RoundLog()
         if not ordered:
             return []
         started = time.perf_counter()
-        training = ordered[0].metadata.message_type.startswith(MessageType.TRAIN)
+        training = ordered[0].kind.startswith(MessageType.TRAIN)
         replies: list[Message] = []
-        for group in _by_payload(ordered, self._foreign_client):
+        for group in by_payload(ordered, self._foreign_client):
             replies += self._run_group(group, training)
         self.log.seconds = time.perf_counter() - started
         if training:
@@ -170,25 +171,50 @@ class SimulationGrid(Grid):
             total = total + result.counts
         return total
 
-    def _run_group(self, messages: list[Message], training: bool) -> list[Message]:
+    def _run_group(self, letters: list[Letter], training: bool) -> list[Message]:
         """Execute messages that share a payload."""
-        first = messages[0].content
+        first = letters[0].content
         arrays = next(iter(first.array_records.values()), TreeRecord({}))
         reduce = training and not self._foreign_client and self._reducible(arrays)
         payload = {"content": first} if self._foreign_client else self._payload(first)
-        blocks = self._blocks(messages, payload, training, reduce)
-        size = sum(len(b.clients) for b in blocks)
-        results: dict[int, BlockResult] = {}
-        done = 0
+        blocks = self._blocks(letters, payload, training, reduce)
+        by_client = {letter.client: letter for letter in letters}
+        replies: list[Message] = []
+        survivors: list[Report] = []
+        sums = trees.WeightedMean()
+        for result in self._results(blocks, payload):
+            self.log.reports += result.reports
+            for report in result.reports:
+                letter = by_client[report.client]
+                if training:
+                    self._seconds[report.client] = report.seconds
+                if report.failure is not None:
+                    self.log.failures.append(report)
+                    text = f"{report.failure.text}\n{report.failure.traceback}".strip()
+                    replies.append(compat.error_reply(letter.message(), text))
+                elif reduce:
+                    survivors.append(report)
+                else:
+                    content = self._content(report, training)
+                    replies.append(compat.reply_to(letter.message(), content))
+            if result.sums is not None:
+                sums.merge(result.sums)
+        if survivors:
+            letter = by_client[survivors[0].client]
+            replies.append(compat.reply_to(letter.message(), _mean_content(sums, survivors)))
+        return self._consistent(replies, by_client) if training and not reduce else replies
+
+    def _results(self, blocks: list[Block], payload: Tree) -> Iterator[BlockResult]:
+        """Run blocks; yield the results in order, each as soon as those before it are there."""
+        size, done, following = sum(len(b.clients) for b in blocks), 0, 0
+        early: dict[int, BlockResult] = {}
         for result in self.executor.run(blocks, payload):
-            results[result.index] = result
             done += len(result.reports)
             self.on_progress(done, size)
-        by_client = {m.metadata.dst_node_id: m for m in messages}
-        replies = []
-        for index in sorted(results):
-            replies += self._replies_of(results[index], by_client, training, reduce)
-        return self._consistent(replies, by_client) if training and not reduce else replies
+            early[result.index] = result
+            while following in early:
+                yield early.pop(following)
+                following += 1
 
     def _reducible(self, arrays: Any) -> bool:
         if not self._block_means or not getattr(arrays, "weighted_mean", False):
@@ -211,7 +237,7 @@ class SimulationGrid(Grid):
         return {**tree, "config": config}
 
     def _blocks(
-        self, messages: list[Message], payload: Tree, training: bool, reduce: bool
+        self, letters: list[Letter], payload: Tree, training: bool, reduce: bool
     ) -> list[Block]:
         parts, work = [], []
         if self._foreign_client:
@@ -219,16 +245,16 @@ class SimulationGrid(Grid):
         else:
             shared_bytes = trees.num_bytes(payload)
         content, own, own_bytes = None, None, 0
-        for message in messages:
-            client = message.metadata.dst_node_id
-            if message.content is not content:  # the cohort usually shares one
-                content = message.content
+        for letter in letters:
+            client = letter.client
+            if letter.content is not content:  # the cohort usually shares one
+                content = letter.content
                 record = next(iter(content.array_records.values()), None)
                 own = None if record is None else record.__dict__.get("own")
                 own_bytes = 0 if own is None else trees.num_bytes(own)
             indices = self._manifest.client(client)
             state = self._states.get_bytes(client)
-            parts.append(Assignment(client, indices, state, own, message.metadata.message_type))
+            parts.append(Assignment(client, indices, state, own, letter.kind))
             work.append(len(indices.train) if training else len(indices.test))
             self.log.bytes_down[client] = shared_bytes + own_bytes
         if training and self._group_size > 1:
@@ -238,7 +264,7 @@ class SimulationGrid(Grid):
         weight = self._model.flat.numel()
         length = block_length(len(parts), sum(work) * weight, self._group_size)
         kind: Any = "train" if training else "evaluate"
-        round = _round_of(messages[0])
+        round = round_of(letters[0])
         blocks: list[Block] = []
         for start in range(0, len(parts), length):
             some = parts[start : start + length]
@@ -250,37 +276,6 @@ class SimulationGrid(Grid):
             blocks.append(Block(len(blocks), round, kind, some, reduce=reduce, cost=cost))
         return blocks
 
-    def _replies_of(
-        self,
-        result: BlockResult,
-        messages: dict[int, Message],
-        training: bool,
-        reduce: bool,
-    ) -> list[Message]:
-        replies = []
-        survivors = []
-        for report in result.reports:
-            if training:
-                self._seconds[report.client] = report.seconds
-            self.log.reports.append(report)
-            message = messages[report.client]
-            if report.failure is not None:
-                self.log.failures.append(report)
-                text = f"{report.failure.text}\n{report.failure.traceback}".strip()
-                replies.append(compat.error_reply(message, text))
-                continue
-            survivors.append(report)
-            if not reduce:
-                replies.append(compat.reply_to(message, self._content(report, training)))
-        if reduce and survivors:
-            tree = result.sums.mean()
-            metrics = _mean_metrics(survivors)
-            metrics["num-examples"] = result.sums.weight
-            numbers = MetricRecord({**metrics})
-            content = RecordDict({"arrays": TreeRecord(tree), "metrics": numbers})
-            replies.append(compat.reply_to(messages[survivors[0].client], content))
-        return replies
-
     def _content(self, report: Report, training: bool) -> RecordDict:
         if report.content is not None:
             return report.content
@@ -291,7 +286,7 @@ class SimulationGrid(Grid):
             content["arrays"] = TreeRecord(report.update or {})
         return content
 
-    def _consistent(self, replies: list[Message], sent: dict[int, Message]) -> list[Message]:
+    def _consistent(self, replies: list[Message], sent: dict[int, Letter]) -> list[Message]:
         """Screen replies of foreign apps, and drop those that differ in kind from the most."""
         reports = {r.client: r for r in self.log.reports}
         kept: list[tuple[Message, tuple[Any, ...]]] = []
@@ -333,10 +328,10 @@ class SimulationGrid(Grid):
                 return str(error)
         return None
 
-    def _reject(self, report: Report, message: Message, reason: str) -> Message:
+    def _reject(self, report: Report, letter: Letter, reason: str) -> Message:
         report.failure = Failure("screened", f"client {report.client}: {reason}")
         self.log.failures.append(report)
-        return compat.error_reply(message, report.failure.text)
+        return compat.error_reply(letter.message(), report.failure.text)
 
     def _check_survivors(self, cohort: int) -> None:
         failures = self.log.failures
@@ -378,42 +373,15 @@ def block_length(cohort: int, work: float, group_size: int = 1) -> int:
     return -(-length // group_size) * group_size
 
 
-def _by_payload(messages: list[Message], whole: bool) -> list[list[Message]]:
-    """Group messages by the payload they share; order is kept inside and between groups.
-
-    With `whole` they must share all of it: a foreign app is sent no part of its own.
-    """
-    groups: dict[tuple[int, ...], list[Message]] = {}
-    content: RecordDict | None = None
-    key: list[int] = []
-    for message in messages:
-        if message.content is content:
-            groups[tuple(key)].append(message)
-            continue
-        content, key = message.content, []
-        for record in content.values():
-            shared = None if whole else record.__dict__.get("shared")
-            if isinstance(record, ConfigRecord):
-                key.append(hash(tuple(sorted((k, str(v)) for k, v in record.items()))))
-            else:
-                key.append(id(record) if shared is None else id(shared))
-        groups.setdefault(tuple(key), []).append(message)
-    return list(groups.values())
-
-
-def _round_of(message: Message) -> int:
-    for record in message.content.config_records.values():
-        if "server-round" in record:
-            return int(record["server-round"])  # type: ignore[arg-type]
-    return 0
-
-
-def _mean_metrics(reports: list[Report]) -> dict[str, float]:
-    total = sum(r.weight for r in reports)
-    names = set.intersection(*(set(r.metrics) for r in reports))
-    return {
-        name: sum(r.weight * r.metrics[name] for r in reports) / total for name in sorted(names)
+def _mean_content(sums: trees.WeightedMean, survivors: list[Report]) -> RecordDict:
+    """Return the reply that stands for all survivors: their mean, metrics and weight."""
+    total = sum(r.weight for r in survivors)
+    names = set.intersection(*(set(r.metrics) for r in survivors))
+    numbers: dict[str, Any] = {
+        name: sum([r.weight * r.metrics[name] for r in survivors]) / total for name in sorted(names)
     }
+    numbers["num-examples"] = sums.weight
+    return RecordDict({"arrays": TreeRecord(sums.mean()), "metrics": MetricRecord(numbers)})
 
 
 def _shape(content: RecordDict) -> tuple[Any, ...]:

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import torch
+
 from fedsim.engine.jobs import Block, BlockResult, EngineEvent, Failure, Report, WorkerSpec
 from fedsim.engine.links import Broadcast, Link, LocalLink, RemoteLink, WorkerLost
 from fedsim.engine.memory import keep_memory
@@ -53,7 +55,6 @@ class _Actor:
 
     def __init__(self, spec: WorkerSpec, shelf: str | None, node: str) -> None:
         import ray
-        import torch
 
         torch.set_num_threads(1)
         from fedsim.engine.worker import Worker
@@ -146,6 +147,10 @@ class RayExecutor:
         self._links = 0
         keep_memory()
         self._ray = connect(spec)
+        # One thread as in the serial executor, so that sums in the driver are the same there; and
+        # further threads would go on spinning for a while, on the cores of the workers.
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         self.num_workers = self._count_workers(max_workers)
         self._shelf = Shelf.create()
         self._node = self._ray.get_runtime_context().get_node_id()
@@ -322,6 +327,7 @@ class RayExecutor:
 
     def close_cluster(self) -> None:
         self._ray.shutdown()
+        torch.set_num_threads(self._threads)
 
 
 def _room(node: dict[str, float], cpus: float, gpus: float) -> int:

@@ -3,11 +3,14 @@
 For readers there is the long table ``metrics(round, client, split, name, value)``, a view in
 which `client` is NULL for global values, the table ``events(round, client, kind, text)`` and
 the table ``run(key, value)`` with JSON values. The view stands over ``series(id, split,
-name)`` and ``entries``, clustered by series and round, so that reading one metric reads its
-own pages only.
+name)``, ``globals`` with a row a value, and ``cells`` with a row for all clients of a series and
+round: a JSON object ``{"client": value}`` in rising order of clients. That takes a third of the
+time of a row a client, and reading one metric reads its own cells only. Python reads such a value
+back to the bit; SQLite's own parser, which the view uses, may be off by the last one.
 
 SQLite has no NaN: a NaN is stored as NULL, and as every row of `metrics` has a value, a NULL
-there means NaN and nothing else. Infinities are stored as such.
+there means NaN and nothing else. Infinities are stored as such, in a cell as ``9e999``, which
+every parser reads as one.
 """
 
 from __future__ import annotations
@@ -25,25 +28,26 @@ import numpy as np
 from fedsim.errors import RunFailed
 from fedsim.runs.files import reason
 
-GLOBAL = -1
-"""`client` of a global value in ``entries``; a key column cannot be NULL."""
-
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
     id INTEGER PRIMARY KEY, split TEXT NOT NULL, name TEXT NOT NULL, UNIQUE (split, name)
 );
-CREATE TABLE IF NOT EXISTS entries (
-    series INTEGER NOT NULL, round INTEGER NOT NULL, client INTEGER NOT NULL, value REAL,
-    PRIMARY KEY (series, round, client)
+CREATE TABLE IF NOT EXISTS globals (
+    series INTEGER NOT NULL, round INTEGER NOT NULL, value REAL, PRIMARY KEY (series, round)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS global_entries ON entries (series, round, value) WHERE client = -1;
+CREATE TABLE IF NOT EXISTS cells (
+    series INTEGER NOT NULL, round INTEGER NOT NULL, cell TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS cell_places ON cells (series, round);
 CREATE TABLE IF NOT EXISTS events (
     round INTEGER NOT NULL, client INTEGER, kind TEXT NOT NULL, text TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE VIEW IF NOT EXISTS metrics AS
-    SELECT round, nullif(client, -1) AS client, split, name, value
-    FROM entries JOIN series ON series.id = entries.series;
+    SELECT round, NULL AS client, split, name, value
+    FROM globals JOIN series ON series.id = globals.series
+    UNION ALL SELECT round, CAST(key AS INTEGER), split, name, json_each.value
+    FROM cells JOIN series ON series.id = cells.series, json_each(cell);
 """
 
 ClientRows = tuple[str, str, Sequence[int] | np.ndarray, Sequence[float] | np.ndarray]
@@ -89,19 +93,16 @@ class Recorder:
                 nothing of the round is written.
         """
         with self._transaction() as db:
-            rows: list[tuple[int, int, int, float]] = [
-                (self._id(split, name), round, GLOBAL, float(value))
+            values = [
+                (self._id(split, name), round, float(value))
                 for (split, name), value in global_rows.items()
             ]
-            for split, name, clients, values in client_rows:
-                key = self._id(split, name)
-                clients = np.asarray(clients, np.int64).tolist()
-                values = np.asarray(values, np.float64).tolist()
-                rows += [
-                    (key, round, client, value)
-                    for client, value in zip(clients, values, strict=True)
-                ]
-            db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?)", rows)
+            db.executemany("INSERT INTO globals VALUES (?, ?, ?)", values)
+            cells = [
+                (self._id(split, name), round, self._cell(*columns))
+                for split, name, *columns in client_rows
+            ]
+            db.executemany("INSERT INTO cells VALUES (?, ?, ?)", cells)
             db.executemany(
                 "INSERT INTO events VALUES (?, ?, ?, ?)",
                 [(round, client, kind, text) for client, kind, text in events],
@@ -126,7 +127,9 @@ class Recorder:
         """
         with self._transaction() as db:
             for key in self._series.values():
-                db.execute("DELETE FROM entries WHERE series = ? AND round > ?", (key, round))
+                for table in ("globals", "cells"):
+                    query = f"DELETE FROM {table} WHERE series = ? AND round > ?"
+                    db.execute(query, (key, round))
             db.execute("DELETE FROM events WHERE round > ?", (round,))
             done = db.execute("SELECT value FROM run WHERE key = 'rounds_done'").fetchone()
             if done is not None and json.loads(done[0]) > round:
@@ -187,6 +190,17 @@ class Recorder:
             assert cursor.lastrowid is not None
             key = self._series[split, name] = cursor.lastrowid
         return key
+
+    def _cell(self, clients: Any, values: Any) -> str:
+        clients = np.asarray(clients, np.int64).tolist()
+        values = np.asarray(values, np.float64).tolist()
+        pairs = sorted(zip(clients, values, strict=True))
+        if len(set(clients)) < len(clients):
+            raise RunFailed(f"cannot write {self.path}: a client with two values in one round")
+        text = ",".join([f'"{client}":{value!r}' for client, value in pairs])
+        if "n" in text:  # of nan or inf; no finite number has it
+            text = text.replace("nan", "null").replace("inf", "9e999")
+        return f"{{{text}}}"
 
     def _put(self, key: str, value: Any) -> None:
         self._db.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, json.dumps(value)))

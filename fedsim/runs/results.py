@@ -6,6 +6,7 @@ Everything here is read-only and works while a run writes.
 from __future__ import annotations
 
 import glob
+import json
 import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator
@@ -101,23 +102,13 @@ class Run:
                 key = db.execute(
                     "SELECT id FROM series WHERE split = ? AND name = ?", (split, name)
                 ).fetchone()
-            if db is None or key is None:
-                table = np.empty((0, 3))
-            else:
-                query = "SELECT round, client, value FROM entries WHERE series = ? AND client >= 0"
-                if last:
-                    query += (
-                        " AND round = (SELECT max(round) FROM entries"
-                        f" WHERE series = {int(key[0])} AND client >= 0)"
-                    )
-                table = _table(db.execute(query + " ORDER BY round, client", key), 3)
-        return pd.DataFrame(
-            {
-                "round": table[:, 0].astype(np.int64),
-                "client": table[:, 1].astype(np.int64),
-                "value": table[:, 2],
-            }
-        )
+            rows: list[Any] = []
+            if db is not None and key is not None:
+                query = "SELECT series, round, cell FROM cells WHERE series = ?"
+                query += " ORDER BY round DESC LIMIT 1" if last else " ORDER BY round"
+                rows = db.execute(query, key).fetchall()
+        _, *columns = _cells(rows)
+        return pd.DataFrame(dict(zip(("round", "client", "value"), columns, strict=True)))
 
     def summary(self) -> list[tuple[str, str]]:
         """Return the final table as (label, text): accuracy, spread over clients, time."""
@@ -185,7 +176,7 @@ class Run:
                 return
             with reading(path) as db:
                 db.execute("BEGIN")
-                made = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'entries'").fetchone()
+                made = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'cells'").fetchone()
                 yield db if made else None
         except sqlite3.Error as error:
             raise InputError(f"{path} cannot be read: {error}") from error
@@ -199,27 +190,27 @@ class Run:
         return self._frames[name][1].copy(deep=False)
 
     def _read_global(self, db: sqlite3.Connection | None) -> pd.DataFrame:
-        query = "SELECT series, round, value FROM entries WHERE client = -1"
-        series, table = _entries(db, query, 3)
+        rows: list[Any] = []
+        if db is not None:
+            query = "SELECT series, round, value FROM globals ORDER BY round, series"
+            rows = db.execute(query).fetchall()
+        series, rounds, values = zip(*rows, strict=True) if rows else ((), (), ())
         return pd.DataFrame(
             {
-                "round": table[:, 1].astype(np.int64),
-                **_names(series, table[:, 0]),
-                "value": table[:, 2],
+                "round": np.array(rounds, np.int64),
+                **_names(db, np.array(series, np.int64)),
+                "value": np.array(values, np.float64),  # a NaN for None
             }
         )
 
     def _read_clients(self, db: sqlite3.Connection | None) -> pd.DataFrame:
-        query = "SELECT series, round, client, value FROM entries WHERE client >= 0"
-        series, table = _entries(db, query, 4)
-        return pd.DataFrame(
-            {
-                "round": table[:, 1].astype(np.int64),
-                "client": table[:, 2].astype(np.int64),
-                **_names(series, table[:, 0]),
-                "value": table[:, 3],
-            }
-        )
+        rows: list[Any] = []
+        if db is not None:
+            query = "SELECT series, round, cell FROM cells ORDER BY round, series"
+            rows = db.execute(query).fetchall()
+        series, rounds, clients, values = _cells(rows)
+        names = _names(db, series)
+        return pd.DataFrame({"round": rounds, "client": clients, **names, "value": values})
 
     def _read_events(self, db: sqlite3.Connection | None) -> pd.DataFrame:
         rows: list[Any] = []
@@ -289,7 +280,7 @@ def _probe(run: Run) -> int:
     with run._database() as db:
         if db is not None:
             db.execute("SELECT count(*) FROM series, run").fetchone()
-            db.execute("SELECT * FROM entries LIMIT 1").fetchone()
+            db.execute("SELECT * FROM globals, cells LIMIT 1").fetchone()
     return run.rounds_done
 
 
@@ -301,28 +292,23 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
-def _table(cursor: sqlite3.Cursor, columns: int) -> np.ndarray:
-    """Return rows of numbers as float64 (n, columns); NULL becomes NaN.
-
-    Going through one flat iterator of floats is three times as fast as a list of rows, and
-    rounds, clients and series are exact in fp64.
-    """
-    return np.fromiter(chain.from_iterable(cursor), np.float64).reshape(-1, columns)
-
-
-def _entries(
-    db: sqlite3.Connection | None, query: str, columns: int
-) -> tuple[list[tuple[int, str, str]], np.ndarray]:
-    """Return the series and the queried rows (series first, round second), by round."""
-    if db is None:
-        return [], np.empty((0, columns))
-    series = db.execute("SELECT id, split, name FROM series ORDER BY id").fetchall()
-    table = _table(db.execute(query), columns)
-    # The table lies by series, then round: stable, so that the rest of the order is kept.
-    return series, table[np.argsort(table[:, 1].astype(np.int32), kind="stable")]
+def _cells(rows: list[tuple[int, int, str]]) -> tuple[np.ndarray, ...]:
+    """Return series, round, client and value of all values in rows (series, round, cell)."""
+    cells = [json.loads(row[2]) for row in rows]
+    sizes = [len(cell) for cell in cells]
+    clients = [int(client) for cell in cells for client in cell]
+    values = [value for cell in cells for value in cell.values()]
+    return (
+        np.repeat(np.array([row[0] for row in rows], np.int64), sizes),
+        np.repeat(np.array([row[1] for row in rows], np.int64), sizes),
+        np.array(clients, np.int64),
+        np.array(values, np.float64),  # a NaN for None
+    )
 
 
-def _names(series: list[tuple[int, str, str]], keys: np.ndarray) -> dict[str, Any]:
-    rows = np.searchsorted(np.array([s[0] for s in series], np.int64), keys.astype(np.int64))
+def _names(db: sqlite3.Connection | None, keys: np.ndarray) -> dict[str, Any]:
+    """Return the columns `split` and `name` of these series."""
+    series = [] if db is None else db.execute("SELECT * FROM series ORDER BY id").fetchall()
+    rows = np.searchsorted(np.array([s[0] for s in series], np.int64), keys)
     columns = {"split": [s[1] for s in series], "name": [s[2] for s in series]}
     return {k: pd.Series(v, dtype="str").array.take(rows) for k, v in columns.items()}

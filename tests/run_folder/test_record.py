@@ -56,17 +56,20 @@ def test_long_table(path: Path) -> None:
 
 def test_values_that_are_not_finite(path: Path) -> None:
     recorder = Recorder(path)
-    recorder.write_round(1, {("a", "x"): math.nan}, [("b", "y", [0, 1], [math.inf, -math.inf])])
+    values = [math.inf, -math.inf, math.nan]
+    recorder.write_round(1, {("a", "x"): math.nan}, [("b", "y", [0, 1, 2], values)])
     recorder.close()
     # NULL is how a NaN reads in plain SQL.
-    assert [r[4] for r in rows(path)] == [None, math.inf, -math.inf]
+    assert [r[4] for r in rows(path)] == [None, math.inf, -math.inf, None]
 
 
 def test_a_round_is_written_whole_or_not(path: Path) -> None:
     recorder = Recorder(path)
     recorder.write_round(1, {("a", "x"): 1.0})
-    with pytest.raises(RunFailed, match=r"cannot write .*metrics\.db: UNIQUE constraint failed"):
+    with pytest.raises(RunFailed, match=r"cannot write .*metrics\.db: a client with two values"):
         recorder.write_round(2, {("b", "new"): 1.0}, [("b", "new2", [3, 3], [0.0, 0.0])])
+    with pytest.raises(RunFailed, match=r"cannot write .*metrics\.db: UNIQUE constraint failed"):
+        recorder.write_round(2, {("b", "new"): 1.0}, 2 * [("b", "new2", [3], [0.0])])
     with pytest.raises(ValueError, match="shorter"):
         recorder.write_round(2, {("b", "new"): 1.0}, [("b", "new2", [3, 4], [0.0])])
     assert len(rows(path)) == 1
@@ -139,7 +142,7 @@ recorder = Recorder(Path(sys.argv[1]))
 for round in range(1, 4):
     recorder.write_round(round, {("a", "x"): round}, [("a", "y", range(9), [round] * 9)])
 recorder._db.execute("BEGIN")
-recorder._db.execute("DELETE FROM entries")
+recorder._db.execute("DELETE FROM cells")
 os.kill(os.getpid(), 9)
 """
 

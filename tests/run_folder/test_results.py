@@ -6,6 +6,7 @@ import math
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -107,6 +108,24 @@ def test_one_metric_of_clients(tmp_path: Path) -> None:
     )
     assert run.client_values("train", "loss", last=True)["round"].tolist() == [3, 3]
     assert len(run.client_values("train", "unknown")) == 0
+
+
+def test_values_of_clients_are_exact_to_the_bit(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    bits = generator.integers(0, 2**64, size=5000, dtype=np.uint64)
+    values = np.concatenate([bits.view(np.float64), generator.normal(size=5000), [-0.0, 5e-324]])
+    clients = generator.permutation(len(values))
+    folder = make(tmp_path, recorded=False)
+    recorder = Recorder(folder.path / "metrics.db")
+    recorder.write_round(1, {}, [("train", "loss", clients, values)])
+    recorder.close()
+    run = Run(folder.path)
+    for frame in (run.clients, run.client_values("train", "loss", last=True)):
+        assert frame["client"].tolist() == list(range(len(values)))
+        got, wanted = frame["value"].to_numpy(), values[np.argsort(clients)]
+        assert np.array_equal(np.isnan(got), np.isnan(wanted))
+        numbers = ~np.isnan(wanted)
+        assert got[numbers].tobytes() == wanted[numbers].tobytes()
 
 
 def test_summary(tmp_path: Path) -> None:
