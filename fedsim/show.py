@@ -85,7 +85,9 @@ def _data(function: Any) -> list[str]:
     except (InputError, TypeError) as error:
         if isinstance(error, TypeError):  # it has options without a default
             return []
-        return [f"not loaded here: {error}", ""]
+        cards = [v for v in vars(module).values() if isinstance(v, Card)]
+        known_card = _card(cards[0]) if len(cards) == 1 else []
+        return [*known_card, f"not loaded here: {error}", ""]
     sizes = {
         "training": dataset.train,
         "validation": dataset.validation,

@@ -61,8 +61,10 @@ def channel_stats(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     A channel that never varies gets the std 1, so that it can be divided by.
     """
     stats = np.empty((2, x.shape[3]))
-    # Block by block: a memory-mapped set may be larger than memory.
-    for _ in counting((x[start : start + 4096] for start in range(0, len(x), 4096)), stats):
+    # Block by block: a memory-mapped set may be larger than memory, and counting takes 8 bytes a
+    # value.
+    block = max(1, 2**22 // int(np.prod(x.shape[1:3])))
+    for _ in counting((x[start : start + block] for start in range(0, len(x), block)), stats):
         pass
     mean, std = stats.tolist()
     return tuple(mean), tuple(std)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedsim.errors import check
+
 
 class BodyHead(nn.Module):
     """A feature extractor and a linear classifier.
 
-    `body` maps (batch, C, H, W) to features (batch, d), `head` features to logits (batch, classes).
+    `body` maps images (batch, C, H, W), or the int64 tokens (batch, L) of texts, to features
+    (batch, d); `head` maps features to logits (batch, classes).
     """
 
     def __init__(self, body: nn.Module, num_features: int, num_classes: int) -> None:
@@ -36,3 +39,13 @@ def num_features(body: nn.Module, input_shape: tuple[int, int, int]) -> int:
         width = int(body(torch.zeros(1, *input_shape)).shape[1])
     body.train(training)
     return width
+
+
+def check_images(model: str, input_shape: tuple[int, ...]) -> None:
+    """Raise `InputError` unless the inputs are images (C, H, W); `model` is the model's name."""
+    check(
+        len(input_shape) == 3,
+        f"model {model!r} needs a data set of images (C, H, W); use a model of texts, such as "
+        "'text', for texts (L, V)",
+        tuple(input_shape),
+    )

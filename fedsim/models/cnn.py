@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.errors import check
-from fedsim.models import BodyHead, num_features
+from fedsim.models import BodyHead, check_images, num_features
 
 _aten = torch.ops.aten
 
@@ -169,8 +169,10 @@ def cnn(
     ``pool: last`` only the last one is. Dropout stands before the hidden layer and before the head.
 
     Raises:
-        InputError: an option out of range, or an image too small for the convolutions and pools.
+        InputError: an option out of range, an image too small for the convolutions and pools, or
+            a data set of texts.
     """
+    check_images("cnn", input_shape)
     check(len(channels) >= 1, "channels must name at least one convolution", channels)
     check(min(channels) >= 1, "channels must be >= 1", channels)
     check(kernel >= 1, "kernel must be >= 1", kernel)

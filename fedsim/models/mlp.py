@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.errors import check
-from fedsim.models import BodyHead
+from fedsim.models import BodyHead, check_images
 
 
 class _MLP(BodyHead):
@@ -73,8 +73,9 @@ def mlp(
     """A multi-layer perceptron with ReLU and the hidden widths given.
 
     Raises:
-        InputError: no hidden layer, or a width below 1.
+        InputError: no hidden layer, a width below 1, or a data set of texts.
     """
+    check_images("mlp", input_shape)
     check(len(hidden) >= 1, "hidden must name at least one layer", hidden)
     check(min(hidden) >= 1, "hidden widths must be >= 1", hidden)
     channels, height, width = input_shape

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.errors import check
-from fedsim.models import BodyHead
+from fedsim.models import BodyHead, check_images
 
 _Norm = Callable[[int], nn.Module]
 
@@ -48,9 +48,10 @@ def resnet(
     normalisation has 8 channels a group.
 
     Raises:
-        InputError: a depth that is not 6n + 2, or a width below 1 or not a multiple of 8 with
-            group normalisation.
+        InputError: a depth that is not 6n + 2, a width below 1 or not a multiple of 8 with
+            group normalisation, or a data set of texts.
     """
+    check_images("resnet", input_shape)
     check(depth >= 8 and depth % 6 == 2, "depth must be 6 n + 2 with n >= 1 (8, 14, 20 ...)", depth)
     check(width >= 1, "width must be >= 1", width)
     if norm == "group":

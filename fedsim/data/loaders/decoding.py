@@ -64,7 +64,7 @@ def image_rows(
     Raises:
         InputError: a file that is no image, or without `resize` one of another shape.
     """
-    size, channels = (shape[:2] if resize else None), _channels(shape[2])
+    size, channels = (shape[:2] if resize else None), channel_number(shape[2])
     return decode_rows(
         paths,
         lambda path: read_image(path, size, channels, fit),
@@ -100,7 +100,12 @@ def cached_stats(key: str, x: np.ndarray) -> tuple[tuple[float, ...], tuple[floa
     return tuple(stats["mean"].tolist()), tuple(stats["std"].tolist())
 
 
-def _channels(number: int) -> Literal[1, 3]:
+def channel_number(number: int) -> Literal[1, 3]:
+    """Return a number of channels, 1 or 3, as that type.
+
+    Raises:
+        InputError: another number.
+    """
     if number == 1:
         return 1
     if number == 3:

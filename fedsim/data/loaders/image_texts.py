@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class Pictures:
     vocabulary: int
 
     def __post_init__(self) -> None:
+        check(self.fit in get_args(Fit), f"dataset.fit must be one of {get_args(Fit)}", self.fit)
         check(min(self.size) >= 1, "dataset.size must be >= 1", self.size)
         check(self.length >= 1, "dataset.length must be >= 1", self.length)
         check(self.vocabulary >= 3, "dataset.vocabulary must be >= 3", self.vocabulary)

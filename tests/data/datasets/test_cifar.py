@@ -31,7 +31,7 @@ def planes(*colours: tuple[int, int, int]) -> np.ndarray:
     return np.array([np.repeat(colour, 1024) for colour in colours], np.uint8)
 
 
-def batch(data: np.ndarray, **labels: list[int]) -> dict[bytes, Any]:
+def batch(data: np.ndarray, **labels: list[Any]) -> dict[bytes, Any]:
     return {b"data": data, b"filenames": [b"a.png"] * len(data), b"batch_label": b"x"} | {
         name.encode(): values for name, values in labels.items()
     }

@@ -130,7 +130,7 @@ def test_some_classes_and_domains_in_the_order_named(root: Path) -> None:
         ({"classes": ("y",)}, r"has no test images of the classes and domains asked for"),
     ):
         with pytest.raises(InputError, match=message):
-            image_folder(root=str(root), **options)  # type: ignore[arg-type]
+            image_folder(root=str(root), **options)
 
 
 def test_fit_size_and_channels(root: Path) -> None:
@@ -165,7 +165,8 @@ PACS = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 def pacs(root: Path, lists: bool = True) -> Path:
     """An image of each class in each domain, and one more dog; 1-based lists."""
     for number, domain in enumerate(("art_painting", "cartoon", "photo", "sketch")):
-        train, held = [], []
+        train: list[str] = []
+        held: list[str] = []
         for label, name in enumerate((*PACS, "dog")):
             path = f"{domain}/{name}/pic_{label}.png"
             write(root / "kfold" / path, 10 * number + label)

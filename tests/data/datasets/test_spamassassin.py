@@ -30,7 +30,8 @@ def corpus() -> dict[str, bytes]:
     for folder in FOLDERS:
         for number in range(PER_FOLDER):
             letter = "abcde"[number]
-            data = mail(f"{folder} {letter * 3}", f"The {letter} mail of {folder}.")
+            place = "vwxyz"[FOLDERS.index(folder)]
+            data = mail(f"{place} {letter * 3}", f"The {letter} mail of {folder}.")
             if folder == "easy-ham-2" and number < 2:
                 data = SAME[number]
             md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -74,7 +75,7 @@ def test_texts_and_tokens_are_of_the_mails(tmp_path: Path) -> None:
     texts = [t.decode() for s in (dataset.train, dataset.test) for t in s.extra["text"]]
     wanted = [mail_text(data)[:20] for name, data in corpus().items() if name.endswith(".txt")]
     assert sorted(texts) == sorted(wanted)
-    assert "spam-1 aaa\nThe a mai" in texts
+    assert "y aaa\nThe a mail of " in texts
     row = dataset.train.extra["text"].tolist().index(b"Report\nfigures of 20")
     assert [dataset.vocabulary[t] for t in dataset.train.x[row]] == [
         "report",
@@ -128,7 +129,7 @@ def _listing(data: bytes) -> Callable[[dict[str, bytes]], None]:
         (_without_one, r"not complete: data/hard-ham-1/00001\..* is missing"),
         (_cut_one, r"data/hard-ham-1/00001\..* has the md5 checksum"),
         (_listing(b'["easy-ham-1/'), r"file_list\.json is not the list"),
-        (_listing(b"[1, 2]"), r"file_list\.json must list files of easy-ham-1"),
+        (_listing(b"[1, 2]"), r"file_list\.json must list files .* of easy-ham-1"),
         (_listing(b"7"), r"file_list\.json is not the list"),
         (_listing(b"[]"), r"file_list\.json must list files .*got none"),
         (_listing(b'["other/1.2.txt"]'), r"must list files .*data/other/1\.2\.txt"),

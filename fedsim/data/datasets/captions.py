@@ -1,0 +1,197 @@
+"""Photographs with captions from the user's own files: COCO and Flickr30k."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from fedsim.data.cache import Built, cached_arrays
+from fedsim.data.dataset import Card, Dataset
+from fedsim.data.images import Fit
+from fedsim.data.loaders.captions_json import Captioned, read_coco, read_karpathy
+from fedsim.data.loaders.files import find_files
+from fedsim.data.loaders.image_texts import (
+    Pair,
+    Part,
+    Pictures,
+    image_folder,
+    image_text_arrays,
+    image_text_dataset,
+)
+from fedsim.data.sources import data_folders, fingerprint
+from fedsim.errors import check
+
+Rows = Literal["image", "caption"]
+
+
+def _card(title: str, source: str, licence: str, description: str) -> Card:
+    return Card(
+        title=title,
+        source=source,
+        licence=licence,
+        classes=("image-text",),
+        input_shape=(3, 64, 64),
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        description=description,
+        kind="image-text",
+        text_shape=(32, 10_000),
+    )
+
+
+_COCO_SOURCE = (
+    "Lin et al. 2014, arXiv:1405.0312; Chen et al. 2015, arXiv:1504.00325; cocodataset.org"
+)
+_COCO_LICENCE = "CC-BY-4.0 (annotations); each photograph its own, of Flickr's"
+_SPLITS = "splits of Karpathy, Fei-Fei 2015, arXiv:1412.2306"
+
+SETS = {
+    "coco": _card(
+        "COCO captions",
+        _COCO_SOURCE,
+        _COCO_LICENCE,
+        "118,287 training images (2017) with five captions; the 5,000 validation images are the "
+        "test split, as the captions of COCO's own test images are not public.",
+    ),
+    "coco-karpathy": _card(
+        "COCO captions, Karpathy's splits",
+        f"{_COCO_SOURCE}; {_SPLITS}",
+        _COCO_LICENCE,
+        "113,287 training (train and restval), 5,000 validation and 5,000 test images of 2014, "
+        "with five captions.",
+    ),
+    "flickr30k": _card(
+        "Flickr30k",
+        f"Young et al. 2014, TACL 2; shannon.cs.illinois.edu/DenotationGraph; {_SPLITS}",
+        "research and education only; each photograph its own, of Flickr's",
+        "29,000 training, 1,014 validation and 1,000 test images with five captions.",
+    ),
+}
+
+
+_COCO_ADVICE = (
+    "get the images and captions of 2017, or of 2014, from cocodataset.org and put the folders "
+    "annotations, train2017 and val2017"
+)
+_KARPATHY_ADVICE = "get Karpathy's splits (caption_datasets.zip) and put"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The annotation files of a set, and the folder of images of each part of them."""
+
+    files: Mapping[str, Path]
+    folders: Mapping[str, Path]
+
+    @property
+    def fingerprint(self) -> str:
+        # A folder's time changes with the files in it; asking each of 100,000 would take long.
+        return fingerprint([*self.files.values(), *self.folders.values()])
+
+
+def captions(
+    *,
+    set: Literal["coco", "coco-karpathy", "flickr30k"] = "coco",
+    root: str | None = None,
+    rows: Rows = "image",
+    size: tuple[int, int] = (64, 64),
+    fit: Fit = "squash",
+    length: int = 32,
+    vocabulary: int = 10_000,
+    limit: int | None = None,
+) -> Dataset:
+    """Image-caption pairs of COCO or Flickr30k, from the user's own files.
+
+    `root` is the folder of the annotations and the images; without it, the usual folders are
+    looked through. With ``rows: image`` an image is one sample with its first caption, with
+    ``rows: caption`` there is a sample for each caption and the image is repeated: five times the
+    space. Images are resized to `size` (H, W), `fit` by ``squash`` or ``crop``: 64 x 64 takes 12 kB
+    a sample, 224 x 224 takes 150 kB. Texts are cut at `length` tokens, the `vocabulary` after so
+    many words of the training captions. `limit` keeps the first so many images of each split.
+
+    There are no classes: y is 0. Columns: `tokens`, `text` and `group`, the image's number, which
+    the captions of an image share.
+
+    Raises:
+        InputError: files or images that are missing or damaged; a bad option.
+    """
+    check(set in SETS, f"dataset.set must be one of {', '.join(SETS)}", set)
+    check(rows in get_args(Rows), f"dataset.rows must be one of {get_args(Rows)}", rows)
+    check(limit is None or limit >= 1, "dataset.limit must be >= 1", limit)
+    how = Pictures(size, fit, length, vocabulary)
+    folders = data_folders(set, root)
+    found = _find_coco(folders) if set == "coco" else _find_karpathy(set, folders)
+    identity = f"{set}{rows}{how}{limit}{found.fingerprint}"
+    key = f"captions-1-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    arrays = cached_arrays(key, lambda: _build(set, found, rows, how, limit))
+    card = SETS[set]
+    without = int(arrays["without"].sum())
+    if without:
+        left_out = f"{card.description} {without} images without captions were left out."
+        card = replace(card, description=left_out)
+    return image_text_dataset(set, arrays, card)
+
+
+def _find_coco(folders: Sequence[Path]) -> _Found:
+    """Return the files of the year whose training captions are there, 2017 before 2014."""
+    for folder in folders:
+        for year in (2017, 2014):
+            places = [folder / "annotations", folder]
+            if any((place / f"captions_train{year}.json").is_file() for place in places):
+                return _coco_of(folder, year)
+    return _coco_of(folders[-1], 2017, folders)
+
+
+def _coco_of(folder: Path, year: int, folders: Sequence[Path] | None = None) -> _Found:
+    names = {"train": f"train{year}", "test": f"val{year}"}
+    wanted = {
+        part: (f"annotations/captions_{name}.json", f"captions_{name}.json")
+        for part, name in names.items()
+    }
+    files = find_files(SETS["coco"].title, folders or [folder], wanted, _COCO_ADVICE)
+    images = {
+        part: image_folder([folder / name, folder / "images" / name], _COCO_ADVICE)
+        for part, name in names.items()
+    }
+    return _Found(files, images)
+
+
+def _find_karpathy(name: str, folders: Sequence[Path]) -> _Found:
+    if name == "flickr30k":
+        images, file = ["flickr30k-images", "flickr30k_images", "images"], "dataset_flickr30k.json"
+        advice = f"{_KARPATHY_ADVICE} dataset_flickr30k.json and the folder flickr30k-images"
+    else:
+        images, file = ["train2014", "images/train2014"], "dataset_coco.json"
+        advice = f"{_KARPATHY_ADVICE} dataset_coco.json and COCO's folders train2014 and val2014"
+    wanted = {"all": (file, f"annotations/{file}")}
+    files = find_files(SETS[name].title, folders, wanted, advice)
+    at = files["all"].parent
+    base = at.parent if at.name == "annotations" else at
+    folder = image_folder([base / image for image in images], advice)
+    return _Found(files, {"all": folder if name == "flickr30k" else folder.parent})
+
+
+def _build(name: str, found: _Found, rows: Rows, how: Pictures, limit: int | None) -> Built:
+    if name == "coco":
+        images = {part: read_coco(path) for part, path in found.files.items()}
+        folders = found.folders
+    else:
+        images = read_karpathy(found.files["all"])
+        folders = dict.fromkeys(images, found.folders["all"])
+    without = {part: sum(not i.captions for i in some[:limit]) for part, some in images.items()}
+    parts = {
+        part: Part([p for i in some[:limit] for p in _pairs(i, folders[part], rows)])
+        for part, some in images.items()
+    }
+    counts = np.array(list(without.values()), np.int64)
+    return {**image_text_arrays(parts, how, name), "without": counts}
+
+
+def _pairs(image: Captioned, folder: Path, rows: Rows) -> list[Pair]:
+    texts = image.captions[: 1 if rows == "image" else None]
+    return [Pair(folder / image.file, text, image.number) for text in texts]

@@ -1,0 +1,326 @@
+"""Labelled texts from the user's own CSV files, AG News among them."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fedsim.data.cache import Built, cached_arrays
+from fedsim.data.dataset import Card, Dataset
+from fedsim.data.loaders.files import find_files
+from fedsim.data.loaders.texts import (
+    Texts,
+    check_text_options,
+    mark_fifth,
+    pack_vocabulary,
+    text_arrays,
+    text_dataset,
+    unpack_vocabulary,
+)
+from fedsim.data.sources import data_folders, fingerprint, track
+from fedsim.errors import InputError, check
+
+_AG_NEWS = Card(
+    title="AG News",
+    source=(
+        "X. Zhang, J. Zhao, Y. LeCun 2015, arXiv:1509.01626, from A. Gulli's corpus of news "
+        "articles; train.csv and test.csv of ag_news_csv"
+    ),
+    licence="none stated; the corpus is for non-commercial use",
+    classes=("World", "Sports", "Business", "Sci/Tech"),
+    input_shape=(128, 20_000),
+    mean=(),
+    std=(),
+    description="120,000 training and 7,600 test articles, as many of each class; title and lead.",
+    kind="text",
+)
+
+SETS = {"ag-news": _AG_NEWS}
+
+_OWN = Card(
+    title="Texts of the user's own",
+    source="CSV files of the user",
+    licence="the user's",
+    classes=("",),
+    input_shape=(1, 3),
+    mean=(),
+    std=(),
+    description="",
+    kind="text",
+)
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How the files are to be read. Columns of files without a header are called 1, 2, 3 ..."""
+
+    text: tuple[str, ...]
+    label: str
+    owner: str | None
+    domain: str | None
+    header: bool
+    delimiter: str
+    encoding: str
+    characters: int
+    is_ag_news: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.text, *(c for c in (self.label, self.owner, self.domain) if c is not None))
+
+
+def text_csv(
+    *,
+    set: Literal["ag-news"] | None = None,
+    root: str | None = None,
+    train: str = "train.csv",
+    test: str | None = "test.csv",
+    text: tuple[str, ...] = ("text",),
+    label: str = "label",
+    owner: str | None = None,
+    domain: str | None = None,
+    header: bool = True,
+    delimiter: str = ",",
+    encoding: str = "utf-8",
+    length: int = 128,
+    vocabulary: int = 20_000,
+    characters: int = 2000,
+) -> Dataset:
+    """Labelled texts from CSV files of the user: AG News, or any columns by name.
+
+    `root` is the folder of the files `train` and `test`; without it, the usual folders are looked
+    through. A text is those of the columns `text`, joined by spaces, cut at so many `characters`;
+    its tokens are cut at `length`, the `vocabulary` after so many words of the training texts.
+    Classes are the values of the column `label` in the training file, sorted, as numbers if they
+    are. The columns `owner` and `domain`, if named, become natural clients and domains. Without a
+    `header` columns are called 1, 2, 3 and so on. With ``test: null`` a fixed fifth of each class
+    is the test split.
+
+    ``set: ag-news`` is the format of that set: no header, class 1-4, title, description; the
+    options `text` to `encoding` are then not looked at. Columns of the result: `text`, `owner`.
+
+    Raises:
+        InputError: files or columns that are missing, damaged, not of the `encoding`, or empty; a
+            label that is out of range or only in the test file; a bad option.
+    """
+    check(set in (None, *SETS), f"dataset.set must be one of {', '.join(SETS)} or null", set)
+    check_text_options(length, vocabulary, characters)
+    form = _Format(text, label, owner, domain, header, delimiter, encoding, characters, False)
+    if set == "ag-news":
+        form = _Format(("2", "3"), "1", None, None, False, ",", "utf-8", characters, True)
+    _check(form)
+    name = set or "text-csv"
+    wanted = {"train": (train,)} if test is None else {"train": (train,), "test": (test,)}
+    advice = (
+        "get ag_news_csv, linked from arXiv:1509.01626, and put its two files"
+        if set
+        else "put your files"
+    )
+    title = SETS[set].title if set else "The data set text-csv"
+    files = find_files(title, data_folders(name, root), wanted, advice)
+    identity = f"{form}{sorted(files)}{length}-{vocabulary}-{fingerprint(files.values())}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    key = f"text-csv-1-{digest}"
+    arrays = cached_arrays(key, lambda: _build(files, form, length, vocabulary))
+    classes = unpack_vocabulary(arrays["classes"])
+    if set is not None:
+        return text_dataset(name, arrays, SETS[set])
+    number = f"{len(arrays['train-y'])} training and {len(arrays['test-y'])} test texts"
+    card = replace(
+        _OWN,
+        classes=classes,
+        domains=unpack_vocabulary(arrays["domains"]) if domain is not None else (),
+        description=f"{number} of {', '.join(str(path) for path in files.values())}.",
+    )
+    return text_dataset(name, arrays, card)
+
+
+def _check(form: _Format) -> None:
+    check(len(form.text) >= 1, "dataset.text must name at least one column", form.text)
+    single = len(form.delimiter) == 1 and form.delimiter not in '"\r\n'
+    check(single, "dataset.delimiter must be one character, not a quote", form.delimiter)
+    try:
+        codecs.lookup(form.encoding)
+        # Lines are told apart before they are decoded.
+        by_lines = "\n".encode(form.encoding) == b"\n"
+    except (LookupError, TypeError, ValueError):
+        by_lines = False
+    check(
+        by_lines,
+        "dataset.encoding must be one that Python knows and in which a line break is one byte, "
+        "such as utf-8 or latin-1",
+        form.encoding,
+    )
+
+
+@dataclass(eq=False)
+class _Table:
+    """What was read of one file, a row each, and the line of the file it began on."""
+
+    path: Path
+    texts: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    owners: list[str] = field(default_factory=list)
+    domains: list[str] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+
+
+def _build(files: Mapping[str, Path], form: _Format, length: int, vocabulary: int) -> Built:
+    tables = {part: _read(path, form) for part, path in files.items()}
+    classes = ["1", "2", "3", "4"] if form.is_ag_news else _sorted(tables["train"].labels)
+    owners, domains = (
+        _sorted([value for table in tables.values() for value in values(table)])
+        for values in (lambda t: t.owners, lambda t: t.domains)
+    )
+    parts = {}
+    for part, table in tables.items():
+        columns = {}
+        if form.owner is not None:
+            columns["owner"] = _numbers(table.owners, owners)
+        if form.domain is not None:
+            columns["domain"] = _numbers(table.domains, domains)
+        parts[part] = Texts(table.texts, _classes(table, classes, form), columns)
+    if "test" not in parts:
+        parts = _divide(parts["train"], tables["train"].path)
+    arrays = {**text_arrays(parts, length, vocabulary), "classes": pack_vocabulary(classes)}
+    return {**arrays, "domains": pack_vocabulary(domains)} if domains else arrays
+
+
+def _divide(whole: Texts, path: Path) -> dict[str, Texts]:
+    y = np.asarray(whole.y)
+    is_test = mark_fifth(y, key=1509)
+    check(
+        bool(is_test.any()),
+        f"{path} has too few texts of each class to take a fifth of them for testing (3 are "
+        "needed of one class); name a file as dataset.test",
+        len(y),
+    )
+
+    def part(rows: np.ndarray) -> Texts:
+        columns = {name: column[rows] for name, column in whole.columns.items()}
+        return Texts([whole.texts[i] for i in rows], y[rows], columns)
+
+    return {"train": part(np.flatnonzero(~is_test)), "test": part(np.flatnonzero(is_test))}
+
+
+def _classes(table: _Table, classes: list[str], form: _Format) -> np.ndarray:
+    numbers = {name: i for i, name in enumerate(classes)}
+    for line, label in zip(table.lines, table.labels, strict=True):
+        if label not in numbers:
+            allowed = ", ".join(classes[:20]) + (" ..." if len(classes) > 20 else "")
+            why = "" if form.is_ag_news else ", the classes of the training file"
+            raise InputError(
+                f"the label in {table.path}, line {line} must be one of {allowed}{why}, got "
+                f"{label!r}; correct or remove the row"
+            )
+    return _numbers(table.labels, classes)
+
+
+def _numbers(values: list[str], names: list[str]) -> np.ndarray:
+    numbers = {name: i for i, name in enumerate(names)}
+    return np.array([numbers[value] for value in values], np.int64)
+
+
+def _sorted(values: list[str]) -> list[str]:
+    """Return the different values, sorted, as numbers if all are."""
+    different = sorted(dict.fromkeys(values))
+    try:
+        return sorted(different, key=int)
+    except ValueError:
+        return different
+
+
+def _read(path: Path, form: _Format) -> _Table:
+    """Read one file.
+
+    Raises:
+        InputError: what the function of the data set says of the files.
+    """
+    table = _Table(path)
+    rows = csv.reader(
+        track(_lines(path, form.encoding), path.name), delimiter=form.delimiter, strict=True
+    )
+    places: dict[str, int] | None = None
+    end = 0  # the line on which the last row ended
+    try:
+        for row in rows:
+            line, end = end + 1, rows.line_num
+            if places is None:
+                names = row if form.header else [str(i + 1) for i in range(len(row))]
+                places = _places(path, names, form)
+                width = len(row)
+                if form.header:
+                    continue
+            if not row:  # an empty line
+                continue
+            if len(row) != width:
+                raise InputError(
+                    f"{path}, line {line} must have {width} columns as the first line has, got "
+                    f"{len(row)}; correct or remove the row"
+                )
+            value = {column: row[place] for column, place in places.items()}
+            table.texts.append(_text([value[column] for column in form.text], form))
+            table.labels.append(_name(value[form.label], form.label, path, line))
+            if form.owner is not None:
+                table.owners.append(value[form.owner])
+            if form.domain is not None:
+                table.domains.append(_name(value[form.domain], form.domain, path, line))
+            table.lines.append(line)
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, from line {end + 1} on, is not CSV with quotes doubled ({error}); correct it"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    check(len(table.texts) >= 1, f"{path} must have at least one row of text", 0)
+    return table
+
+
+def _lines(path: Path, encoding: str) -> Iterator[str]:
+    """Yield the lines with their ends, decoded one by one so that a wrong one can be named."""
+    with open(path, "rb") as file:
+        for number, data in enumerate(file, 1):
+            if number == 1 and codecs.lookup(encoding).name == "utf-8":
+                data = data.removeprefix(codecs.BOM_UTF8)
+            try:
+                yield data.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}, line {number} is not {encoding} ({error.reason} at byte "
+                    f"{error.start} of the line); save the file as {encoding}, or name its own "
+                    "encoding as dataset.encoding"
+                ) from error
+
+
+def _places(path: Path, names: list[str], form: _Format) -> dict[str, int]:
+    missing = [name for name in form.columns if name not in names]
+    if missing:
+        raise InputError(
+            f"{path} must have the columns {', '.join(missing)}, has {', '.join(names)[:400]}; "
+            "name its columns as dataset.text, label, owner and domain"
+        )
+    return {name: names.index(name) for name in form.columns}
+
+
+def _name(value: str, column: str, path: Path, line: int) -> str:
+    if not value.strip() or "\n" in value:
+        raise InputError(
+            f"the column {column} in {path}, line {line} must be a name of one line, got "
+            f"{value[:80]!r}; correct or remove the row"
+        )
+    return value.strip()
+
+
+def _text(values: list[str], form: _Format) -> str:
+    text = " ".join(values)
+    if form.is_ag_news:
+        text = text.replace("\\", " ")  # what is left of its line breaks
+    # NUL would be cut off at the end of a column of bytes.
+    return text.replace("\0", " ")[: form.characters]

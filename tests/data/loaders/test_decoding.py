@@ -1,0 +1,54 @@
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedsim.data.cache import cached_arrays
+from fedsim.data.loaders.decoding import cached_stats, decode_rows, image_rows, unreadable
+from fedsim.errors import InputError
+
+
+def test_rows_keep_their_order_and_come_in_blocks() -> None:
+    def read(i: int) -> np.ndarray:
+        return np.full((1, 1, 1), i % 251, np.uint8)
+
+    blocks = list(decode_rows(range(600), read, str, (1, 1, 1), "reading"))
+    assert [len(block) for block in blocks] == [256, 256, 88]
+    assert np.concatenate(blocks).ravel().tolist() == [i % 251 for i in range(600)]
+
+
+def test_image_of_another_shape_is_named() -> None:
+    def read(i: int) -> np.ndarray:
+        return np.zeros((1, 1 + (i == 2), 1), np.uint8)
+
+    with pytest.raises(InputError, match=r"item 2 must have the shape \(1, 1, 1\).*dataset\.size"):
+        list(decode_rows(range(3), read, lambda i: f"item {i}", (1, 1, 1), "reading"))
+
+
+def test_no_thread_is_left_when_reading_stops() -> None:
+    before = threading.active_count()
+    rows = decode_rows(range(600), lambda _: np.zeros(1, np.uint8), str, (1,), "reading")
+    next(rows)
+    rows.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_unreadable_files_are_found(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path in paths:
+        Image.new("L", (9, 9)).save(path)
+    paths[1].write_bytes(paths[1].read_bytes()[:-30])
+    paths[3].unlink()
+    assert unreadable(paths) == [1, 3]
+    assert unreadable([]) == []
+    assert next(iter(image_rows(paths[:1], (9, 9, 1), "reading"))).shape == (1, 9, 9, 1)
+
+
+def test_stats_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
+    x = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
+    assert cached_stats("toy", x) == ((0.5,), (0.5,))
+    assert cached_stats("toy", x[:1]) == ((0.5,), (0.5,))
+    assert set(cached_arrays("toy-stats", dict)) == {"mean", "std"}
