@@ -264,7 +264,6 @@ class _Orders:
         self, tasks: Sequence[Task], batch_size: int, epochs: int, steps: int | None
     ) -> None:
         self._view = tasks[0].data.train
-        self._batch_size = batch_size
         counts = [task.data.num_train for task in tasks]
         for task, count in zip(tasks, counts, strict=True):
             if count == 0:
@@ -276,25 +275,23 @@ class _Orders:
             self.row_of[i] = row
         self.sizes = [counts[i] for i in ranked]
         self.num_steps = [totals[i] for i in ranked]
-        self.num_seen = []
-        passes: list[Tensor] = []
-        owned: list[np.ndarray] = []
-        self._starts = []
-        begin = 0
-        for i in ranked:
-            n, per_epoch = counts[i], -(-counts[i] // batch_size)
-            whole, rest = divmod(totals[i], per_epoch)
-            self.num_seen.append(whole * n + rest * batch_size)
-            self._starts.append(begin)
-            for _ in range(whole + bool(rest)):
-                passes.append(torch.randperm(n, generator=tasks[i].rng))
-                owned.append(tasks[i].data.train_rows)
-                begin += n
-        lengths = np.array([len(o) for o in owned])
-        firsts = torch.from_numpy(np.repeat(np.cumsum(lengths) - lengths, lengths))
-        rows = torch.from_numpy(np.concatenate(owned)).long()
-        self._rows = rows[torch.cat(passes).add_(firsts)]
-        self._even = len({*self.sizes}) == 1
+        self.num_seen = [0] * len(tasks)
+        table = np.full((len(tasks), self.num_steps[0] * batch_size), -1)
+        for row, i in enumerate(ranked):
+            data, generator, n = tasks[i].data, tasks[i].rng, counts[i]
+            for step in range(0, totals[i], -(-n // batch_size)):  # the first one of each epoch
+                order = torch.randperm(n, generator=generator).numpy()
+                begin, size = step * batch_size, min(n, (totals[i] - step) * batch_size)
+                table[row, begin : begin + size] = data.train_rows[order[:size]]
+                self.num_seen[row] += size
+        steps_first = table.reshape(len(tasks), -1, batch_size).transpose(1, 0, 2).copy()
+        some = steps_first >= 0
+        lengths = some.sum(2, dtype=np.float32)
+        self._lengths = lengths
+        self._share = some / np.maximum(lengths, 1)[:, :, None]
+        self._table = np.where(some, steps_first, steps_first[:, :, :1])
+        self._active = (lengths > 0).sum(1).tolist()
+        self._longest = lengths.max(1).astype(int).tolist()
         # What one of them may not read fails for the group; each is then trained alone.
         self._labelled = all(task.data.labelled for task in tasks)
         texts_only = any(task.data.modality == "text" for task in tasks)
@@ -306,30 +303,13 @@ class _Orders:
         Further labels and shares in the loss, (clients, batch), and batch sizes, (clients,). Short
         batches are padded with samples of no share.
         """
-        epoch, place = divmod(step, -(-self.sizes[0] // self._batch_size))
-        if self._even:
-            begin = epoch * self.sizes[0] + place * self._batch_size
-            size = min(self._batch_size, (epoch + 1) * self.sizes[0] - begin)
-            index = self._rows.view(len(self.sizes), -1)[:, begin : begin + size]
-            lengths = [size] * len(index)
-            share = torch.full((len(index), size), 1.0 / size)
-        else:
-            pieces = []
-            for n, start, total in zip(self.sizes, self._starts, self.num_steps, strict=True):
-                if total <= step:
-                    break
-                epoch, place = divmod(step, -(-n // self._batch_size))
-                begin = start + epoch * n + place * self._batch_size
-                end = min(begin + self._batch_size, start + (epoch + 1) * n)
-                pieces.append(self._rows[begin:end])
-            lengths = [len(p) for p in pieces]
-            longest = max(lengths)
-            index = torch.stack([F.pad(p, (0, longest - len(p)), value=int(p[0])) for p in pieces])
-            sizes = torch.tensor(lengths).unsqueeze(1)
-            share = (torch.arange(longest) < sizes) / sizes
+        shape = active, longest = self._active[step], self._longest[step]
+        index = self._table[step, :active, :longest]
+        share = torch.from_numpy(np.ascontiguousarray(self._share[step, :active, :longest]))
+        sizes = torch.from_numpy(self._lengths[step, :active])
         view = View(
             self._view.split,
-            index.flatten().numpy(),
+            index.ravel(),
             self._view.card,
             device,
             labelled=self._labelled,
@@ -337,8 +317,8 @@ class _Orders:
         )
         x = view.inputs()
         return (
-            x.reshape(*index.shape, *x.shape[1:]),
-            view.labels().view(index.shape),
+            x.reshape(*shape, *x.shape[1:]),
+            view.labels().view(shape),
             share.to(device),
-            torch.tensor(lengths, dtype=torch.float32, device=device),
+            sizes.to(device),
         )

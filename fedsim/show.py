@@ -86,8 +86,9 @@ def _data(function: Any) -> list[str]:
         if isinstance(error, TypeError):  # it has options without a default
             return []
         cards = [v for v in vars(module).values() if isinstance(v, Card)]
-        known_card = _card(cards[0]) if len(cards) == 1 else []
-        return [*known_card, f"not loaded here: {error}", ""]
+        # The length and vocabulary of texts follow from the files.
+        shown = [row for card in cards for row in _card(card) if not row.startswith("input")]
+        return [*shown, f"not loaded here: {error}", ""]
     sizes = {
         "training": dataset.train,
         "validation": dataset.validation,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import fedsim
 from fedsim.api import open_executor
@@ -100,6 +101,21 @@ def test_no_more_workers_than_clients_and_nothing_left_behind(ray8: Any) -> None
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert ray8.is_initialized()  # it was not ours to stop
+
+
+def test_driver_computes_on_one_thread_meanwhile(ray8: Any) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        workers = executor(workers=1)
+        assert torch.get_num_threads() == 1
+        workers.close()
+        assert torch.get_num_threads() == 2
+        with pytest.raises(InputError):
+            executor(workers=9)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
