@@ -40,6 +40,21 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "model": {"name": "mlp", "hidden": [128]},
         "client": {"name": f"{TESTS}/clients.py:Stateful"},
     },
+    "augmented": {
+        "dataset": {
+            "name": "emoji",
+            "share": 0.1,
+            "imbalance": 4,
+            "augment": {"crop": 2, "flip": True, "jitter": 0.3, "grayscale": 0.2, "cutout": 6},
+        },
+        "partition": {"name": "domain", "clients": 8, "test": "domain"},
+        "model": {"name": "cnn", "channels": [8], "kernel": 3, "hidden": 16},
+    },
+    "personal": {
+        "strategy": {"name": "fedper"},
+        "partition": {"name": "dirichlet", "clients": 8, "alpha": 0.5, "test": "matched"},
+        "participation": 0.5,
+    },
     "partial": {
         "model": {"name": "cnn", "channels": [8], "kernel": 3, "hidden": 64, "dropout": 0.5},
         "partition": {"name": "dirichlet", "clients": 12, "alpha": 0.3},
@@ -103,6 +118,8 @@ def test_global_generators_do_not_matter(serial: Any, tmp_path: Path) -> None:
         ("vectorised", 4),
         ("stateful", 1),
         ("stateful", 3),
+        ("augmented", 3),
+        ("personal", 2),
         ("partial", 2),
         ("partial", 4),
     ],
