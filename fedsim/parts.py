@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -31,3 +31,9 @@ def batch_norm(module: nn.Module, *, statistics_only: bool = False) -> Callable[
                 tensors |= dict(layer.named_parameters(recurse=False))
             names |= {f"{prefix}.{name}" if prefix else name for name in tensors}
     return names.__contains__
+
+
+def under(layers: Sequence[str]) -> Callable[[str], bool]:
+    """Return a test for the names of tensors in these layers, e.g. ``head`` or ``body.3``."""
+    starts = tuple(f"{layer}." for layer in layers)
+    return lambda name: name.startswith(starts) or name in layers

@@ -1,0 +1,88 @@
+"""pFedMe's client: proximal steps around a local copy of the global model (arXiv:2006.08848,
+Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.client import Client, ClientContext, Tree, Update
+from fedsim.data.views import ClientData
+from fedsim.errors import check
+from fedsim.params import Params
+
+State = dict[str, Params]
+
+
+class PFedMe(Client):
+    """For each batch K gradient steps on theta, then one step of w towards theta.
+
+    The personal model is the last theta; before a client's first round it is the generic one.
+    """
+
+    stateful = True
+    personal = True
+
+    @dataclass(frozen=True)
+    class Config:
+        epochs: int = 1  # passes over the client's training samples, >= 1
+        steps: int | None = None  # if given: batches instead of epochs, >= 1
+        batch_size: int = 32  # >= 1; the last batch of an epoch may be smaller
+        lr: float = 0.05  # > 0, rate of the steps on theta
+        inner_steps: int = 5  # K, steps on theta a batch, >= 1
+        lam: float = 15.0  # lambda, pull of theta to w, > 0; lr * lam < 2 or the steps diverge
+        outer_lr: float = 0.05  # eta, rate of the step on w, > 0; eta * lam = 1 puts w on theta
+
+        def __post_init__(self) -> None:
+            check(self.epochs >= 1, "epochs must be >= 1", self.epochs)
+            check(self.steps is None or self.steps >= 1, "steps must be >= 1", self.steps)
+            check(self.batch_size >= 1, "batch_size must be >= 1", self.batch_size)
+            check(self.inner_steps >= 1, "inner_steps must be >= 1", self.inner_steps)
+            for name in ("lr", "lam", "outer_lr"):
+                value = getattr(self, name)
+                check(0 < value < float("inf"), f"{name} must be > 0 and finite", value)
+            check(self.lr * self.lam < 2, "lr * lam must be < 2", self.lr * self.lam)
+
+    def init_state(self, ctx: ClientContext) -> State:
+        return {}
+
+    def train(
+        self,
+        payload: Tree,
+        state: State,
+        data: ClientData,
+        rng: torch.Generator,
+        ctx: ClientContext,
+    ) -> tuple[State, Update]:
+        config = self.config
+        if len(data.train) == 0:
+            raise ValueError(f"client {ctx.client_id} has no training samples")
+        ctx.model.load(payload["model"])
+        module = ctx.model.module.train()
+        theta: list[Tensor] = [*ctx.model.parameters]
+        w = [p.detach().clone() for p in theta]
+        total, samples = 0.0, 0
+        for x, y in data.train.batches(config.batch_size, rng, config.epochs, config.steps):
+            for k in range(config.inner_steps):
+                loss = F.cross_entropy(module(x), y)
+                grads = torch.autograd.grad(loss, theta)
+                with torch.no_grad():
+                    torch._foreach_lerp_(theta, w, config.lr * config.lam)
+                    torch._foreach_add_(theta, grads, alpha=-config.lr)
+                if k == 0:
+                    total += loss.item() * len(y)
+                    samples += len(y)
+            with torch.no_grad():
+                torch._foreach_lerp_(w, theta, config.outer_lr * config.lam)
+        own = ctx.model.params()
+        with torch.no_grad():
+            torch._foreach_copy_(theta, w)
+        update = Update({"model": ctx.model.params()}, float(len(data.train)))
+        update.metrics["train_loss"] = total / samples
+        return {"own": own}, update
+
+    def personal_model(self, payload: Tree, state: State, ctx: ClientContext) -> Params:
+        return state["own"] if "own" in state else payload["model"]
