@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedsim.params import Params
     from fedsim.runs.results import Run, load_run, load_runs
     from fedsim.strategy import Payload, ServerContext, Strategy
+    from fedsim.sweeps.sweep import sweep
 
 _HOMES = {
     "partition": "fedsim.api",
@@ -39,6 +40,7 @@ _HOMES = {
     "Payload": "fedsim.strategy",
     "ServerContext": "fedsim.strategy",
     "Strategy": "fedsim.strategy",
+    "sweep": "fedsim.sweeps.sweep",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "partition",
     "resume",
     "run",
+    "sweep",
 ]
 
 

@@ -113,6 +113,50 @@ def run(
 
 
 @app.command()
+def sweep(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Sweep file or experiment file (YAML).")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=A,B", help="Values to try: client.lr=0.1,0.2"),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Run all once for each seed, such as 0,1,2.")
+    ] = None,
+    out: OutOption = Path("runs"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; one a core unless given.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing runs.")] = False,
+) -> int:
+    """Run every combination of variants, values and seeds; again to resume."""
+    from fedsim.sweeps.sweep import sweep, table, table_text
+    from fedsim.sweeps.view import View
+
+    chosen = None if seeds is None else _parse_seeds(seeds)
+    views: list[View] = []
+
+    def show(*arguments: Any) -> View:
+        views.append(View(*arguments))
+        return views[0]
+
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        runs = sweep(file, set=set_ or (), seeds=chosen, out=out, jobs=jobs, force=force, view=show)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return 130
+    finally:
+        for view in views:
+            view.close()
+        signal.signal(signal.SIGTERM, previous)
+    print()
+    print(table_text(table(runs)))
+    return 0
+
+
+@app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
 ) -> int:

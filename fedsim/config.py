@@ -247,7 +247,7 @@ def load_experiment(
     if isinstance(source, Mapping):
         label, data = "experiment", source
     else:
-        label, data = str(source), _read(Path(source))
+        label, data = str(source), read_mapping(Path(source))
     try:
         tree = _plain(data, "")
         replaced = list(_parse_overrides(overrides))
@@ -292,7 +292,12 @@ def join_problems(label: str, problems: Sequence[str]) -> str:
     return "\n  ".join([f"{label} has {len(problems)} problems:", *problems])
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_mapping(path: Path) -> Mapping[str, Any]:
+    """Return what an experiment file or a sweep file holds.
+
+    Raises:
+        InputError: there is no such file, or it is not a mapping in YAML.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an experiment file")
     try:
