@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -74,7 +73,7 @@ class APFL(LocalSGD):
         ]
         mixed = dict(zip(fit.names[: len(w)], u, strict=True))
         personal = functional_call(module, {**mixed, **fit.state["buffers"]}, (x,))
-        return F.cross_entropy(module(x), y) + F.cross_entropy(personal, y)
+        return self.criterion(fit, module(x), y) + self.criterion(fit, personal, y)
 
     def gradient(self, fit: Fit, grads: list[Tensor]) -> list[Tensor]:
         alpha = fit.state["alpha"]

@@ -10,19 +10,20 @@ decayed then). No `torch.optim` object is made: importing it costs each worker s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.client import Client, ClientContext, GroupUpdate, Task, Tree, Update
 from fedsim.data.partition import Modality
 from fedsim.data.views import ClientData, View
 from fedsim.errors import InputError, check
+from fedsim.maths import losses
 from fedsim.params import Params
 
 GROUP_BYTES = 12 * 2**20
@@ -50,7 +51,15 @@ class Fit:
     names: list[str]
     parameters: list[Tensor]
     lr: float
+    view: View
     buffers: list[Tensor] = field(default_factory=list)  # momentum, once there was a step
+    scratch: dict[str, Any] = field(default_factory=dict)  # what hooks keep between steps
+
+    @cached_property
+    def class_sizes(self) -> Tensor:
+        """Training samples of each class in the view, float (classes,)."""
+        sizes = torch.bincount(self.view.labels(), minlength=self.ctx.num_classes)
+        return sizes.to(self.ctx.device, torch.float32)
 
     def named(self) -> dict[str, Tensor]:
         """Return name -> trainable tensor."""
@@ -77,6 +86,9 @@ class LocalSGD(Client):
         momentum: float = 0.0  # [0, 1)
         weight_decay: float = 0.0  # >= 0, added to the gradient
         clip_norm: float | None = None  # > 0, bound on the gradient's norm
+        loss: losses.Name = "cross-entropy"  # which classes weigh how much
+        tau: float = 1.0  # balanced-softmax, fedlc: strength of the correction, >= 0
+        focal_gamma: float = 2.0  # focal: how much easy samples are played down, >= 0
         vectorise: bool | Literal["auto"] = "auto"  # several clients in one kernel
 
         def __post_init__(self) -> None:
@@ -92,10 +104,13 @@ class LocalSGD(Client):
                 "clip_norm must be > 0",
                 self.clip_norm,
             )
+            for name in ("tau", "focal_gamma"):
+                value = getattr(self, name)
+                check(0 <= value < float("inf"), f"{name} must be >= 0 and finite", value)
 
     HOOKS: ClassVar[tuple[str, ...]] = (
-        "train", "start", "extra", "fit", "loss", "gradient", "after_step", "trainable", "update",
-        "keep",
+        "train", "start", "extra", "fit", "loss", "criterion", "gradient", "after_step",
+        "trainable", "update", "keep",
     )  # fmt: skip
 
     def start(self, payload: Tree, state: Any, ctx: ClientContext) -> None:
@@ -107,8 +122,19 @@ class LocalSGD(Client):
         return {}
 
     def loss(self, fit: Fit, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of a batch, x (batch, C, H, W) and y (batch,): mean cross-entropy."""
-        return F.cross_entropy(fit.ctx.model.module(x), y)
+        """Return the loss of a batch, x (batch, C, H, W) and y (batch,)."""
+        return self.criterion(fit, fit.ctx.model.module(x), y)
+
+    def criterion(self, fit: Fit, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss of logits (batch, classes): the option `loss`."""
+        config = self.config
+        if config.loss == "balanced-softmax":
+            return losses.balanced_softmax(logits, y, fit.class_sizes, config.tau)
+        if config.loss == "fedlc":
+            return losses.calibrated(logits, y, fit.class_sizes, config.tau)
+        if config.loss == "focal":
+            return losses.focal(logits, y, config.focal_gamma)
+        return losses.cross_entropy(logits, y)
 
     def gradient(self, fit: Fit, grads: list[Tensor]) -> list[Tensor]:
         """Return the gradient to step along, given the loss's; e.g. add a proximal term."""
@@ -137,9 +163,19 @@ class LocalSGD(Client):
         return self.keep(fit), Update(self.update(fit), float(len(data.train)), metrics)
 
     def fit(
-        self, payload: Tree, state: Any, view: View, rng: torch.Generator, ctx: ClientContext
+        self,
+        payload: Tree,
+        state: Any,
+        view: View,
+        rng: torch.Generator,
+        ctx: ClientContext,
+        *,
+        epochs: int | None = None,
+        trainable: Callable[[str], bool] | None = None,
     ) -> tuple[Fit, dict[str, float]]:
         """Train what is in the resident model on a view (in place); return the fit and metrics.
+
+        `epochs` and `trainable` stand for the options and the hook where a method has phases.
 
         Raises:
             ValueError: the view is empty.
@@ -150,7 +186,7 @@ class LocalSGD(Client):
         names: list[str] = []
         parameters: list[Tensor] = []
         for name, parameter in zip(ctx.model.parameter_names, ctx.model.parameters, strict=True):
-            wanted = self.trainable(name)
+            wanted = (trainable or self.trainable)(name)
             parameter.requires_grad_(wanted)
             if wanted:
                 names.append(name)
@@ -159,11 +195,12 @@ class LocalSGD(Client):
         names += extra
         parameters += [tensor.requires_grad_() for tensor in extra.values()]
         lr = config.lr * config.lr_decay ** (ctx.round - 1)
-        fit = Fit(ctx, payload, state, names, parameters, lr)
+        fit = Fit(ctx, payload, state, names, parameters, lr, view)
         ctx.model.module.train()
         total = torch.zeros((), device=ctx.device)
         samples = 0
-        batches = view.batches(config.batch_size, rng, config.epochs, config.steps)
+        steps = config.steps if epochs is None else None
+        batches = view.batches(config.batch_size, rng, epochs or config.epochs, steps)
         for x, y in batches:
             loss = self.loss(fit, x, y)
             grads = list(torch.autograd.grad(loss, parameters))
@@ -199,11 +236,14 @@ class LocalSGD(Client):
         """
         wanted = self.config.vectorise
         changed = [h for h in self.HOOKS if getattr(type(self), h) is not getattr(LocalSGD, h)]
-        able = hasattr(module, "batched_gradients") and not changed and not self.stateful
+        plain = not changed and not self.stateful and self.config.loss == "cross-entropy"
+        able = hasattr(module, "batched_gradients") and plain
         if wanted is True and not able:
-            why = f"{type(self).__name__} overrides {changed}" if changed else (
-                f"the model {type(module).__name__} has no batched_gradients"
-            )  # fmt: skip
+            why = f"the model {type(module).__name__} has no batched_gradients"
+            if changed:
+                why = f"{type(self).__name__} overrides {changed}"
+            elif self.config.loss != "cross-entropy":
+                why = f"client.loss is {self.config.loss!r}"
             raise InputError(f"client.vectorise must be false or 'auto' here, got true: {why}")
         if not able or wanted is False:
             return 1

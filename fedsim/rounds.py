@@ -108,6 +108,7 @@ class RoundLoop:
             min_survivors=experiment.screening.min_survivors,
             abort_on_defect=experiment.screening.policy == "abort",
             evaluation_clients=evaluation_clients(experiment),
+            pooled=getattr(parts.strategy, "pooled", False),
         )
 
     def _bind(self) -> None:
@@ -366,6 +367,8 @@ def build_parts(
             f"model {experiment.model.name!r} can not be built for inputs of shape "
             f"{dataset.card.input_shape}: {type(error).__name__}: {error}"
         ) from error
+    if not is_client_app(client):
+        group_size(experiment, client, model.module)  # refuses `vectorise` where it can not be
     return Parts(experiment, dataset, manifest, strategy, client, model)
 
 

@@ -95,6 +95,7 @@ class Strategy(FlowerStrategy):
         weighted_mean: whether `aggregate` sees the updates only through their weighted mean.
             Then an element of `updates` may stand for several clients, its weight being theirs
             together.
+        pooled: whether, instead of a cohort, one client trains on all clients' training samples.
     """
 
     @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Strategy(FlowerStrategy):
     sends: ClassVar[frozenset[str]] = frozenset({"model"})
     needs: ClassVar[frozenset[str]] = frozenset({"model"})
     weighted_mean: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
@@ -153,7 +155,10 @@ class Strategy(FlowerStrategy):
         if population is None:
             nodes = sorted(grid.get_node_ids())
             population = len(nodes)
-        cohort = sample_cohort(self.ctx.seed, server_round, population, self.ctx.cohort_size)
+        size = self.ctx.cohort_size
+        cohort = (
+            [0] if self.pooled else sample_cohort(self.ctx.seed, server_round, population, size)
+        )
         if nodes is not None:
             cohort = [nodes[c] for c in cohort]
         return self._messages(server_round, cohort, config, MessageType.TRAIN)

@@ -198,6 +198,17 @@ class Manifest(Assignment):
             int(self.modality[i]) if len(self.modality) else 0,
         )
 
+    def pooled(self) -> Manifest:
+        """Return the manifest of one client that trains on all clients' training samples.
+
+        It has no held-out samples; each sample is there once, in the order of the data set.
+        """
+        position = np.arange(len(self.indices)) - np.repeat(self.pointers[:-1], self.sizes)
+        rows = np.unique(self.indices[position < np.repeat(self.num_train, self.sizes)])
+        none = np.zeros(1, np.int32)
+        labelled = self.labelled[:0] if self.labelled.all() else none
+        return Manifest(rows, np.array([0, len(rows)]), none, none, labelled=labelled)
+
     def digest(self) -> str:
         """Return the sha256 (hex) of the arrays; equal exactly for equal manifests."""
         digest = hashlib.sha256(b"fedsim manifest 2")

@@ -54,7 +54,8 @@ class SimulationGrid(Grid):
     """A Flower grid whose nodes are the clients 0..population-1 of a partition.
 
     `block_means` allows blocks to answer with their mean, which only the outermost strategy can
-    decide; `group_size` is how many clients the client method trains at once.
+    decide; `group_size` is how many clients the client method trains at once. With `pooled` client
+    0 trains on the training samples of all.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class SimulationGrid(Grid):
         min_survivors: int | float = 1,
         abort_on_defect: bool = False,
         evaluation_clients: list[int] | None = None,
+        pooled: bool = False,
     ) -> None:
         self.executor = executor
         self.population = manifest.num_clients
@@ -77,6 +79,7 @@ class SimulationGrid(Grid):
         self.log = RoundLog()
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
         self._manifest = manifest
+        self._trained = manifest.pooled() if pooled else manifest
         self._states = states
         self._model = model
         self._foreign_client = foreign_client
@@ -252,7 +255,7 @@ class SimulationGrid(Grid):
                 record = next(iter(content.array_records.values()), None)
                 own = None if record is None else record.__dict__.get("own")
                 own_bytes = 0 if own is None else trees.num_bytes(own)
-            indices = self._manifest.client(client)
+            indices = (self._trained if training else self._manifest).client(client)
             state = self._states.get_bytes(client)
             parts.append(Assignment(client, indices, state, own, letter.kind))
             work.append(len(indices.train) if training else len(indices.test))

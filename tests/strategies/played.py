@@ -52,7 +52,7 @@ class Player:
         """Return an independent module with these weights, in training mode."""
         module = copy.deepcopy(self.worker.model.module)
         module.load_state_dict({name: model[name].clone() for name in model})
-        return module.train()
+        return module.train().requires_grad_()
 
     def batches(self, epochs: int = 1, client: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the batches that the first round of training goes through."""

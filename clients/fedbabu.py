@@ -1,0 +1,66 @@
+"""FedBABU's client: trains the body, and fine-tunes before it is evaluated (arXiv:2106.06042,
+Algorithm 1 and section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedsim import rng as streams
+from fedsim.client import ClientContext, Tree
+from fedsim.data.views import ClientData
+from fedsim.errors import check
+from fedsim.evaluate import accuracy_and_loss
+from fedsim.local_sgd import Fit, LocalSGD
+from fedsim.params import Params
+from fedsim.parts import in_body, in_head
+
+
+class FedBABU(LocalSGD):
+    """Local SGD on the body. ``personal/...`` is scored after fine-tuning, which is not kept."""
+
+    @dataclass(frozen=True)
+    class Config(LocalSGD.Config):
+        finetune: Literal["head", "body", "all"] = "head"  # what is trained before evaluation
+        finetune_epochs: int = 5  # epochs of it, >= 0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.finetune_epochs >= 0, "finetune_epochs must be >= 0", self.finetune_epochs)
+
+    def trainable(self, name: str) -> bool:
+        return in_body(name)
+
+    def start(self, payload: Tree, state: Any, ctx: ClientContext) -> None:
+        ctx.model.load(_whole(payload, ctx))
+
+    def update(self, fit: Fit) -> Tree:
+        return {"model": fit.ctx.model.params().only(in_body)}
+
+    def evaluate(
+        self, payload: Tree, state: Any, data: ClientData, ctx: ClientContext
+    ) -> Mapping[str, float]:
+        whole = _whole(payload, ctx)
+        metrics = dict(super().evaluate({**payload, "model": whole}, state, data, ctx))
+        if len(data.test) == 0 or len(data.train) == 0:
+            return metrics
+        ctx.model.load(whole)
+        if self.config.finetune_epochs > 0:
+            rng = streams.torch_generator(ctx.seed, "client/finetune", ctx.round, ctx.client_id)
+            parts = {"head": in_head, "body": in_body, "all": lambda name: True}
+            self.fit(
+                payload,
+                state,
+                data.train,
+                rng,
+                ctx,
+                epochs=self.config.finetune_epochs,
+                trainable=parts[self.config.finetune],
+            )
+        accuracy, loss = accuracy_and_loss(ctx.model.module, data.test)
+        return metrics | {"personal/accuracy": accuracy, "personal/loss": loss}
+
+
+def _whole(payload: Tree, ctx: ClientContext) -> Params:
+    return ctx.initial.merged(payload["model"])
