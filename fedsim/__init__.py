@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsim.api import partition, resume, run
+    from fedsim.api import features, partition, resume, run
     from fedsim.client import Client, ClientContext, Update
     from fedsim.engine.flower_compat import client_data
     from fedsim.errors import InputError, RunFailed
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedsim.strategy import Payload, ServerContext, Strategy
 
 _HOMES = {
+    "features": "fedsim.api",
     "partition": "fedsim.api",
     "run": "fedsim.api",
     "resume": "fedsim.api",
@@ -54,6 +55,7 @@ __all__ = [
     "Strategy",
     "Update",
     "client_data",
+    "features",
     "load_run",
     "load_runs",
     "partition",

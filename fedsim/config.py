@@ -125,6 +125,7 @@ class Evaluation(_Model):
     shots: Literal["auto", "cumulative", "count"] | None = Field(
         default="auto", description="'auto', 'cumulative', 'count' or null"
     )
+    features: bool = Field(default=False, description="true or false")
 
 
 class Engine(_Model):

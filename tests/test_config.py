@@ -49,6 +49,7 @@ def test_reads_values_options_and_defaults(good: Path) -> None:
         "clients": 1000,
         "batch_size": 512,
         "shots": "auto",
+        "features": False,
     }
     assert (e.engine.name, e.engine.workers, e.engine.max_restarts) == ("ray", None, 20)
     assert (e.screening.policy, e.screening.max_norm, e.screening.min_survivors) == ("drop", 1e6, 1)

@@ -96,3 +96,22 @@ def test_accuracy_by_shots_is_over_samples() -> None:
     assert found.by_shots(groups) == {"accuracy_many": 10 / 12, "accuracy_few": 0.5}
     both = found + Counts(np.array([1, 0, 0, 0]), np.array([1, 1, 0, 0]), 2.0)
     assert both.metrics() == {"accuracy": 13 / 18, "loss": 2.0 / 18}
+
+
+def test_heads_on_one_body_are_whole_models() -> None:
+    from fedsim.evaluate import head_scores
+    from fedsim.models.mlp import mlp
+
+    torch.manual_seed(0)
+    module = mlp((1, 2, 1), 2, hidden=(4,))
+    own = module.head.weight.detach().clone(), module.head.bias.detach().clone()  # type: ignore[operator, union-attr]
+    flipped = own[0].flip(0), own[1].flip(0)
+    masked = own[0], torch.tensor([0.0, -torch.inf])
+    found = head_scores(module, {"a": own, "b": flipped, "c": masked}, THREE, batch_size=2)
+    accuracy, loss = accuracy_and_loss(module, THREE, batch_size=2)
+    assert found["a/accuracy"] == accuracy
+    assert found["a/loss"] == pytest.approx(loss, rel=1e-6)
+    assert found["b/accuracy"] == pytest.approx(1 - accuracy)
+    assert found["c/accuracy"] == pytest.approx(1 / 3)  # class 0 is right once in three
+    assert found["c/loss"] == math.inf
+    assert module.training

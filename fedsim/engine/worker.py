@@ -144,7 +144,13 @@ class Worker:
         start, stop = block.shard
         view = View(self.dataset.test, np.arange(start, stop), self.dataset.card, self.device)
         batch_size = self.experiment.evaluation.batch_size
-        scored = counts(self.model.module, view, self.dataset.num_classes, batch_size)
+        scored = counts(
+            self.model.module,
+            view,
+            self.dataset.num_classes,
+            batch_size,
+            features=self.experiment.evaluation.features,
+        )
         return BlockResult(block.index, [], counts=scored)
 
     def _train(self, block: Block, payload: Tree) -> BlockResult:
