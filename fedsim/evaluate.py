@@ -50,6 +50,17 @@ class Counts:
             raise ValueError("a model cannot be scored on no samples")
         return {"accuracy": int(self.correct.sum()) / total, "loss": self.loss / total}
 
+    def balanced(self) -> float:
+        """Return the mean over classes of the accuracy on each, classes without samples left out.
+
+        Raises:
+            ValueError: there were no samples.
+        """
+        present = self.samples > 0
+        if not present.any():
+            raise ValueError("a model cannot be scored on no samples")
+        return float((self.correct[present] / self.samples[present]).mean())
+
     def by_shots(self, groups: list[np.ndarray]) -> dict[str, float]:
         """Return the accuracy over the samples of each group of `shot_groups` that has any."""
         scores = {}

@@ -92,6 +92,7 @@ class RoundLoop:
         self._events: list[Event] = []
         self._class_sizes = _class_sizes(parts)
         self._shots = _shots(parts, self._class_sizes)
+        self._scored_rows = _scored_rows(parts)
         self._features: dict[str, float] = {}  # of the round under way
         self._grid = self._make_grid()
         self._bind()
@@ -185,7 +186,8 @@ class RoundLoop:
         done, self._pending = self._pending, None
         log = done.log
         rows = {("train", name): value for name, value in done.metrics.items()}
-        rows |= {("test", name): value for name, value in done.scores.items()}
+        on = self.experiment.evaluation.on
+        rows |= {(on, name): value for name, value in done.scores.items()}
         rows |= {("features", name): value for name, value in done.features.items()}
         rows |= {
             ("train", "clients"): float(len(log.reports) - len(log.failures)),
@@ -196,7 +198,7 @@ class RoundLoop:
         }
         client_rows = _train_rows(log)
         if done.evaluated is not None:
-            client_rows += _columns("test", done.evaluated.reports)
+            client_rows += _columns(on, done.evaluated.reports)
         self._recorder.write_round(done.round, rows, client_rows, done.events)
         self.progress.round_end(done.round, {**done.metrics, **done.scores}, done.seconds)
 
@@ -254,8 +256,10 @@ class RoundLoop:
         """Return global scores, and the log of the clients evaluated on their own data."""
         scores: dict[str, float] = {}
         for kind, params in self._models().items():
-            found = self._grid.score(params, len(self.parts.dataset.test), round)
+            found = self._grid.score(params, self._scored_rows, round)
             values = found.metrics() | found.by_shots(self._shots)
+            if self.experiment.evaluation.on == "validation":
+                values["accuracy_balanced"] = found.balanced()
             scores |= {f"{kind}/{name}": value for name, value in values.items()}
             self._note_features(kind, params, found)
         if not self.experiment.evaluation.personal or not self._grid.evaluation_clients:
@@ -375,6 +379,11 @@ def build_parts(
             f"{dataset.card.input_shape}: {type(error).__name__}: {error}"
         ) from error
     parts = Parts(experiment, dataset, manifest, strategy, client, model)
+    if experiment.evaluation.on == "validation" and not manifest.num_validation.any():
+        raise InputError(
+            "evaluation.on is 'validation', but no client has validation samples; set "
+            f"partition.validation above 0, got {experiment.partition.validation}"
+        )
     if experiment.evaluation.features and "head.weight" not in model.layout.names:
         raise InputError(
             f"evaluation.features must be false for model {experiment.model.name!r}: it has no "
@@ -404,6 +413,17 @@ def _class_sizes(parts: Parts) -> np.ndarray:
     """Return the training samples of each class over all clients, int64 (C,)."""
     labels = parts.dataset.train.y[parts.manifest.indices]
     return np.bincount(labels[labels >= 0], minlength=parts.dataset.num_classes)
+
+
+def _scored_rows(parts: Parts) -> int | np.ndarray:
+    """Return how many rows of the test split, or which of the training split, models are scored on.
+
+    The latter are all clients' validation samples, client by client.
+    """
+    if parts.experiment.evaluation.on == "test":
+        return len(parts.dataset.test)
+    clients = range(parts.manifest.num_clients)
+    return np.concatenate([parts.manifest.client(c).validation for c in clients])
 
 
 def _shots(parts: Parts, sizes: np.ndarray) -> list[np.ndarray]:
