@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsim.api import partition, resume, run
+    from fedsim.api import features, partition, resume, run
     from fedsim.client import Client, ClientContext, Update
     from fedsim.engine.flower_compat import client_data
     from fedsim.errors import InputError, RunFailed
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedsim.sweeps.sweep import sweep
 
 _HOMES = {
+    "features": "fedsim.api",
     "partition": "fedsim.api",
     "run": "fedsim.api",
     "resume": "fedsim.api",
@@ -56,6 +57,7 @@ __all__ = [
     "Strategy",
     "Update",
     "client_data",
+    "features",
     "load_run",
     "load_runs",
     "partition",

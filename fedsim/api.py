@@ -139,6 +139,32 @@ def partition(
     return figure
 
 
+def features(
+    runs: str | Path | Sequence[str | Path],
+    *,
+    round: int | None = None,
+    out: str | Path | None = None,
+) -> Figure:
+    """Return the picture of the features of one or more runs, from their folders alone.
+
+    The runs must have recorded them (``evaluation: {features: true}``); `round` is the last one
+    recorded unless given. Written to `out` (.png, .svg or .pdf) if given.
+
+    Raises:
+        InputError: a run without recorded features, or a file that cannot be written.
+    """
+    from fedsim.report.features import features_figure
+    from fedsim.report.figures import check_target, write_figure
+    from fedsim.runs.results import load_runs
+
+    if out is not None:
+        check_target(Path(out))
+    figure = features_figure(load_runs(runs), round)
+    if out is not None:
+        write_figure(figure, Path(out))
+    return figure
+
+
 def build_model(experiment: Experiment) -> nn.Module:
     """Return the experiment's model with its initial weights."""
     return components.build_model(experiment, components.build_dataset(experiment).card)
@@ -212,4 +238,13 @@ def _flower_log_to(logger: logging.Logger) -> Iterator[None]:
         flower.handlers, flower.propagate = handlers, propagate
 
 
-__all__ = ["InputError", "build_model", "open_executor", "partition", "prepare", "resume", "run"]
+__all__ = [
+    "InputError",
+    "build_model",
+    "features",
+    "open_executor",
+    "partition",
+    "prepare",
+    "resume",
+    "run",
+]

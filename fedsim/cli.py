@@ -232,6 +232,19 @@ def partition(
 
 
 @app.command()
+def features(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    out: Annotated[Path, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")],
+    round: Annotated[int | None, typer.Option(help="The last one recorded unless given.")] = None,
+) -> None:
+    """Draw what evaluation.features recorded: class means, directions used, classifier norms."""
+    import fedsim
+
+    fedsim.features(runs, round=round, out=out)
+    print(out)
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     to: Annotated[str, typer.Option("--to", metavar="csv|parquet", help="File format.")],

@@ -114,7 +114,11 @@ class ClientSection(Section):
 
 
 class Evaluation(_Model):
-    """When and on whom models are evaluated; the last round always is."""
+    """When and on whom models are evaluated; the last round always is.
+
+    On `validation` nothing reads a test sample: models are scored on all clients' validation
+    samples, as options are chosen. `features` records what the generic model's features look like.
+    """
 
     every: Count = Field(default=1, description="a whole number of rounds, at least 1")
     personal: bool = Field(default=True, description="true or false")
@@ -125,6 +129,8 @@ class Evaluation(_Model):
     shots: Literal["auto", "cumulative", "count"] | None = Field(
         default="auto", description="'auto', 'cumulative', 'count' or null"
     )
+    on: Literal["test", "validation"] = Field(default="test", description="'test' or 'validation'")
+    features: bool = Field(default=False, description="true or false")
 
 
 class Engine(_Model):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedsim import rng
@@ -29,7 +30,7 @@ from fedsim.engine.jobs import Executor, Report
 from fedsim.engine.letters import Letters
 from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.errors import InputError, RunFailed
-from fedsim.evaluate import SHOTS, shot_groups
+from fedsim.evaluate import SHOTS, Counts, shot_groups
 from fedsim.maths.trees import Tree
 from fedsim.params import FlatModel, Params
 from fedsim.progress import Progress
@@ -65,6 +66,7 @@ class _Pending:
     evaluated: RoundLog | None
     events: list[Event]
     seconds: float
+    features: dict[str, float]
 
 
 class RoundLoop:
@@ -88,7 +90,10 @@ class RoundLoop:
         self._round = 0
         self._saved_at = 0.0
         self._events: list[Event] = []
-        self._shots = _shots(parts)
+        self._class_sizes = _class_sizes(parts)
+        self._shots = _shots(parts, self._class_sizes)
+        self._scored_rows = _scored_rows(parts)
+        self._features: dict[str, float] = {}  # of the round under way
         self._grid = self._make_grid()
         self._bind()
         executor.when_waiting = self.write_pending
@@ -112,18 +117,7 @@ class RoundLoop:
         )
 
     def _bind(self) -> None:
-        experiment, card = self.experiment, self.parts.dataset.card
-        owned = self.parts.manifest.server
-        context = ServerContext(
-            seed=experiment.seed,
-            rounds=experiment.rounds,
-            num_clients=experiment.partition.clients,
-            cohort_size=experiment.cohort_size,
-            num_classes=self.parts.dataset.num_classes,
-            model=self.parts.model,
-            dataset=self.parts.dataset,
-            server=View(self.parts.dataset.train, owned, card) if len(owned) else None,
-        )
+        context = server_context(self.parts)
         for strategy in own_strategies(self.parts.strategy):
             strategy.bind(self._initial.clone(), context)
 
@@ -179,8 +173,10 @@ class RoundLoop:
             scores, evaluated = self._evaluate(round)
         self._drain_engine_events()
         seconds = time.perf_counter() - started
-        self._pending = _Pending(round, metrics, log, scores, evaluated, self._events, seconds)
-        self._events = []
+        self._pending = _Pending(
+            round, metrics, log, scores, evaluated, self._events, seconds, self._features
+        )
+        self._events, self._features = [], {}
         self._round = round
         self._checkpoint(round)
 
@@ -191,7 +187,9 @@ class RoundLoop:
         done, self._pending = self._pending, None
         log = done.log
         rows = {("train", name): value for name, value in done.metrics.items()}
-        rows |= {("test", name): value for name, value in done.scores.items()}
+        on = self.experiment.evaluation.on
+        rows |= {(on, name): value for name, value in done.scores.items()}
+        rows |= {("features", name): value for name, value in done.features.items()}
         rows |= {
             ("train", "clients"): float(len(log.reports) - len(log.failures)),
             ("train", "bytes_down"): float(sum(log.bytes_down.values())),
@@ -201,7 +199,7 @@ class RoundLoop:
         }
         client_rows = _train_rows(log)
         if done.evaluated is not None:
-            client_rows += _columns("test", done.evaluated.reports)
+            client_rows += _columns(on, done.evaluated.reports)
         self._recorder.write_round(done.round, rows, client_rows, done.events)
         self.progress.round_end(done.round, {**done.metrics, **done.scores}, done.seconds)
 
@@ -259,9 +257,12 @@ class RoundLoop:
         """Return global scores, and the log of the clients evaluated on their own data."""
         scores: dict[str, float] = {}
         for kind, params in self._models().items():
-            found = self._grid.score(params, len(self.parts.dataset.test), round)
+            found = self._grid.score(params, self._scored_rows, round)
             values = found.metrics() | found.by_shots(self._shots)
+            if self.experiment.evaluation.on == "validation":
+                values["accuracy_balanced"] = found.balanced()
             scores |= {f"{kind}/{name}": value for name, value in values.items()}
+            self._note_features(kind, params, found)
         if not self.experiment.evaluation.personal or not self._grid.evaluation_clients:
             return scores, None
         strategy, grid = self.parts.strategy, self._grid
@@ -277,6 +278,17 @@ class RoundLoop:
             metrics = strategy.aggregate_evaluate(round, [r for r in replies if not r.has_error()])
         scores |= {f"clients/{name}": value for name, value in _numbers(metrics).items()}
         return scores, log
+
+    def _note_features(self, kind: str, params: Params, found: Counts) -> None:
+        """Keep what is known of a model's features and its classifier; those of the first model."""
+        if found.moments is None:
+            return
+        if not self._features:
+            self._features = found.moments.metrics()
+            for c, size in enumerate(self._class_sizes.tolist()):
+                self._features[f"samples/{c}"] = float(size)
+        norms = torch.linalg.vector_norm(params["head.weight"], dim=1).tolist()
+        self._features |= {f"{kind}/head_norm/{c}": norm for c, norm in enumerate(norms)}
 
     def _models(self) -> Mapping[str, Params]:
         """Return the whole models to be scored on the global test set, by name."""
@@ -369,18 +381,61 @@ def build_parts(
         ) from error
     if not is_client_app(client):
         group_size(experiment, client, model.module)  # refuses `vectorise` where it can not be
-    return Parts(experiment, dataset, manifest, strategy, client, model)
+    parts = Parts(experiment, dataset, manifest, strategy, client, model)
+    if experiment.evaluation.on == "validation" and not manifest.num_validation.any():
+        raise InputError(
+            "evaluation.on is 'validation', but no client has validation samples; set "
+            f"partition.validation above 0, got {experiment.partition.validation}"
+        )
+    if experiment.evaluation.features and "head.weight" not in model.layout.names:
+        raise InputError(
+            f"evaluation.features must be false for model {experiment.model.name!r}: it has no "
+            "linear layer named 'head'"
+        )
+    for own in own_strategies(strategy):
+        own.check(model.params(), server_context(parts))
+    return parts
 
 
-def _shots(parts: Parts) -> list[np.ndarray]:
+def server_context(parts: Parts) -> ServerContext:
+    """Return what a strategy may know of the experiment."""
+    experiment, dataset, owned = parts.experiment, parts.dataset, parts.manifest.server
+    return ServerContext(
+        seed=experiment.seed,
+        rounds=experiment.rounds,
+        num_clients=experiment.partition.clients,
+        cohort_size=experiment.cohort_size,
+        num_classes=dataset.num_classes,
+        model=parts.model,
+        dataset=dataset,
+        server=View(dataset.train, owned, dataset.card) if len(owned) else None,
+    )
+
+
+def _class_sizes(parts: Parts) -> np.ndarray:
+    """Return the training samples of each class over all clients, int64 (C,)."""
+    labels = parts.dataset.train.y[parts.manifest.indices]
+    return np.bincount(labels[labels >= 0], minlength=parts.dataset.num_classes)
+
+
+def _scored_rows(parts: Parts) -> int | np.ndarray:
+    """Return how many rows of the test split, or which of the training split, models are scored on.
+
+    The latter are all clients' validation samples, client by client.
+    """
+    if parts.experiment.evaluation.on == "test":
+        return len(parts.dataset.test)
+    clients = range(parts.manifest.num_clients)
+    return np.concatenate([parts.manifest.client(c).validation for c in clients])
+
+
+def _shots(parts: Parts, sizes: np.ndarray) -> list[np.ndarray]:
     """Return the classes with many, medium and few samples; none where that is not asked for."""
     rule = parts.experiment.evaluation.shots
     if rule == "auto":
         rule = "cumulative" if parts.experiment.dataset.imbalance > 1 else None
     if rule is None:
         return [np.empty(0, np.int64)] * len(SHOTS)
-    labels = parts.dataset.train.y[parts.manifest.indices]
-    sizes = np.bincount(labels[labels >= 0], minlength=parts.dataset.num_classes)
     return shot_groups(sizes, rule)
 
 

@@ -112,6 +112,12 @@ class Strategy(FlowerStrategy):
         self.ctx: ServerContext | None = None
         self.state: Any = None
 
+    def check(self, params: Params, ctx: ServerContext) -> None:
+        """Raise `InputError` where the method does not suit the model or data.
+
+        Called before anything of a run is written; `params` is the initial model.
+        """
+
     def init(self, params: Params, ctx: ServerContext) -> Any:
         """Return the state before round 1, `params` being the initial model."""
         raise NotImplementedError(f"{type(self).__name__} does not define init")

@@ -45,8 +45,8 @@ def experiment(strategy: str, **changes: Any) -> dict[str, Any]:
 class Played:
     """A strategy and its clients, played by hand for a round."""
 
-    def __init__(self, strategy: str, **changes: Any) -> None:
-        self.experiment = prepared(strategy={"name": strategy}, **changes)
+    def __init__(self, name: str, **changes: Any) -> None:
+        self.experiment = prepared(**{"strategy": {"name": name}, **changes})
         self.worker = Worker(WorkerSpec(self.experiment))
         self.manifest = components.build_partition(self.experiment, self.worker.dataset)
         self.strategy = components.build_strategy(self.experiment)

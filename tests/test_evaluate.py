@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,3 +97,63 @@ def test_accuracy_by_shots_is_over_samples() -> None:
     assert found.by_shots(groups) == {"accuracy_many": 10 / 12, "accuracy_few": 0.5}
     both = found + Counts(np.array([1, 0, 0, 0]), np.array([1, 1, 0, 0]), 2.0)
     assert both.metrics() == {"accuracy": 13 / 18, "loss": 2.0 / 18}
+
+
+def test_heads_on_one_body_are_whole_models() -> None:
+    from fedsim.evaluate import head_scores
+    from fedsim.models.mlp import mlp
+
+    torch.manual_seed(0)
+    module = mlp((1, 2, 1), 2, hidden=(4,))
+    own = module.head.weight.detach().clone(), module.head.bias.detach().clone()  # type: ignore[operator, union-attr]
+    flipped = own[0].flip(0), own[1].flip(0)
+    masked = own[0], torch.tensor([0.0, -torch.inf])
+    found = head_scores(module, {"a": own, "b": flipped, "c": masked}, THREE, batch_size=2)
+    accuracy, loss = accuracy_and_loss(module, THREE, batch_size=2)
+    assert found["a/accuracy"] == accuracy
+    assert found["a/loss"] == pytest.approx(loss, rel=1e-6)
+    assert found["b/accuracy"] == pytest.approx(1 - accuracy)
+    assert found["c/accuracy"] == pytest.approx(1 / 3)  # class 0 is right once in three
+    assert found["c/loss"] == math.inf
+    assert module.training
+
+
+def test_balanced_accuracy_is_a_mean_over_classes() -> None:
+    # 9 of 10, 1 of 2 and a class without samples.
+    found = Counts(np.array([9, 1, 0]), np.array([10, 2, 0]))
+    assert found.balanced() == pytest.approx((0.9 + 0.5) / 2)
+    with pytest.raises(ValueError, match="no samples"):
+        Counts(np.zeros(2, np.int64), np.zeros(2, np.int64)).balanced()
+
+
+def test_options_are_chosen_on_validation_samples(tmp_path: Path) -> None:
+    """Everything is scored on the clients' validation samples, and training is as ever."""
+    import fedsim
+    from fedsim.components import build_dataset
+    from fedsim.data.partition import Manifest
+    from fedsim.errors import InputError
+    from tests.runs import model_bits, tiny
+
+    partition = {"validation": 0.2, "test": "matched"}
+    usual = fedsim.run(tiny(partition=partition, name="a"), out=tmp_path)
+    run = fedsim.run(
+        tiny(partition=partition, evaluation={"on": "validation"}, name="b"), out=tmp_path
+    )
+    assert model_bits(usual) == model_bits(run)
+    assert "test" not in set(run.metrics["split"]) | set(run.clients["split"])
+    assert "validation" not in set(usual.metrics["split"]) | set(usual.clients["split"])
+    manifest, dataset = Manifest.load(run.path / "partition.npz"), build_dataset(run.config)
+    right, size = np.zeros(10), np.zeros(10)
+    own = run.client_values("validation", "generic/accuracy", last=True)["value"].tolist()
+    for client in range(8):
+        rows = manifest.client(client).validation
+        held_out = View(dataset.train, rows, dataset.card)
+        found = counts(run.model(), held_out, 10)
+        assert own[client] == pytest.approx(found.correct.sum() / len(rows))
+        right, size = right + found.correct, size + found.samples
+    assert run.final["validation/generic/accuracy"] == pytest.approx(right.sum() / size.sum())
+    assert run.final["validation/generic/accuracy_balanced"] == pytest.approx((right / size).mean())
+    assert dict(run.summary())["generic accuracy"].strip().endswith("%")
+    with pytest.raises(InputError, match=r"no client has validation samples; set partition\.valid"):
+        fedsim.run(tiny(partition={"validation": 0.0}, evaluation={"on": "validation"}, name="c"),
+                   out=tmp_path)  # fmt: skip

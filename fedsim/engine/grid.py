@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -161,13 +162,20 @@ class SimulationGrid(Grid):
             self._keep_states()
         return sorted(replies, key=lambda m: m.metadata.src_node_id)
 
-    def score(self, params: Params, rows: int, round: int) -> Counts:
-        """Return what a model gets right of the first `rows` rows of the test set."""
-        shards = [(start, min(start + SHARD, rows)) for start in range(0, rows, SHARD)]
+    def score(self, params: Params, rows: int | np.ndarray, round: int) -> Counts:
+        """Return what a model gets right of the first `rows` rows of the test set.
+
+        An array names rows of the training split instead.
+        """
+        size = rows if isinstance(rows, int) else len(rows)
+        shards = [(start, min(start + SHARD, size)) for start in range(0, size, SHARD)]
         blocks = [
             Block(i, round, "score", shard=shard, cost=shard[1] - shard[0])
             for i, shard in enumerate(shards)
         ]
+        if not isinstance(rows, int):
+            for block in blocks:
+                block.rows = rows[slice(*block.shard)]
         results = sorted(self.executor.run(blocks, {"model": params}), key=lambda r: r.index)
         total: Counts = results[0].counts
         for result in results[1:]:

@@ -44,6 +44,7 @@ class Block:
     clients: list[Assignment] = field(default_factory=list)
     reduce: bool = False  # return the weighted mean of the updates instead of each update
     shard: tuple[int, int] = (0, 0)  # kind "score": rows of the global test set
+    rows: np.ndarray | None = None  # kind "score": these rows of the training split instead
     cost: float = 0.0  # expected seconds or any unit alike for all; only orders the queue
 
     @property
@@ -56,12 +57,12 @@ class Block:
         rows = [rows for a in self.clients for rows in a.indices[:3]]
         joined = np.concatenate(rows) if rows else np.empty(0, np.int32)
         rest = [(a.client, a.state, a.own, a.message_type, a.indices[3:]) for a in self.clients]
-        own = (self.index, self.round, self.kind, self.reduce, self.shard, self.cost)
+        own = (self.index, self.round, self.kind, self.reduce, self.shard, self.rows, self.cost)
         return _block, (own, lengths, joined, rest)
 
 
 def _block(own: tuple[Any, ...], lengths: np.ndarray, joined: np.ndarray, rest: Any) -> Block:
-    index, round, kind, reduce, shard, cost = own
+    index, round, kind, reduce, shard, held_out, cost = own
     clients, start = [], 0
     for (client, state, extra, message_type, traits), sizes in zip(
         rest, lengths.tolist(), strict=True
@@ -74,7 +75,7 @@ def _block(own: tuple[Any, ...], lengths: np.ndarray, joined: np.ndarray, rest: 
         clients.append(
             Assignment(client, ClientIndices(*pieces, *traits), state, extra, message_type)
         )
-    return Block(index, round, kind, clients, reduce, shard, cost)
+    return Block(index, round, kind, clients, reduce, shard, held_out, cost)
 
 
 @dataclass

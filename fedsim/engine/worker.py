@@ -108,10 +108,17 @@ class Worker:
         return result
 
     def data(self, part: Assignment) -> ClientData:
-        """Return the client's own views of the data set."""
+        """Return the client's own views of the data set.
+
+        Where models are evaluated on validation samples, these stand for the test samples, so that
+        nothing can read those.
+        """
+        indices = part.indices
+        if self.experiment.evaluation.on == "validation":
+            indices = indices._replace(test=indices.validation, on_test_split=False)
         return ClientData(
             self.dataset.train,
-            part.indices,
+            indices,
             self.dataset.card,
             self.device,
             test_split=self.dataset.test,
@@ -141,10 +148,18 @@ class Worker:
     def _score(self, block: Block, payload: Tree) -> BlockResult:
         self._restore_module()
         self.model.load(payload["model"])
-        start, stop = block.shard
-        view = View(self.dataset.test, np.arange(start, stop), self.dataset.card, self.device)
+        split, rows = self.dataset.test, np.arange(*block.shard)
+        if block.rows is not None:
+            split, rows = self.dataset.train, block.rows
+        view = View(split, rows, self.dataset.card, self.device)
         batch_size = self.experiment.evaluation.batch_size
-        scored = counts(self.model.module, view, self.dataset.num_classes, batch_size)
+        scored = counts(
+            self.model.module,
+            view,
+            self.dataset.num_classes,
+            batch_size,
+            features=self.experiment.evaluation.features,
+        )
         return BlockResult(block.index, [], counts=scored)
 
     def _train(self, block: Block, payload: Tree) -> BlockResult:

@@ -14,7 +14,7 @@ from fedsim.models import BodyHead, check_images
 _Norm = Callable[[int], nn.Module]
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions around which the input is added; 1 x 1 where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: _Norm) -> None:
@@ -72,7 +72,7 @@ def resnet(
         outputs = width * 2**stage
         for i in range((depth - 2) // 6):
             stride = 2 if stage > 0 and i == 0 else 1
-            layers.append(_Block(inputs, outputs, stride, make))
+            layers.append(ResidualBlock(inputs, outputs, stride, make))
             inputs = outputs
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return BodyHead(nn.Sequential(*layers), inputs, num_classes)

@@ -115,14 +115,15 @@ class Run:
         from fedsim.progress import summary_table
 
         accuracies = {}
+        on = self.config.evaluation.on
         for model in ("generic", "personal"):
-            values = self.client_values("test", f"{model}/accuracy", last=True)
+            values = self.client_values(on, f"{model}/accuracy", last=True)
             if len(values):
                 accuracies[model] = values["value"].tolist()
         metrics = self.metrics
         seconds = metrics[(metrics["split"] == "train") & (metrics["name"] == "seconds")]
         return summary_table(
-            self.final.get("test/generic/accuracy"),
+            self.final.get(f"{on}/generic/accuracy"),
             accuracies,
             self.rounds_done,
             float(seconds["value"].sum()),

@@ -1,0 +1,115 @@
+"""FedETF's client: the body against a fixed simplex ETF (arXiv:2303.10058).
+
+u = P f_theta(x) + b;  v = u / |u|;  theta, P, b, tau by CE(tau S v + log n_k, y)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim import rng
+from fedsim.client import ClientContext, Tree, Update
+from fedsim.data.views import ClientData
+from fedsim.errors import check
+from fedsim.evaluate import accuracy_and_loss
+from fedsim.local_sgd import Fit, LocalSGD
+from fedsim.maths.etf import sparse_etf
+from fedsim.maths.heads import WEIGHT
+from fedsim.parts import in_head
+
+
+class FedETF(LocalSGD):
+    """Local SGD on all but the head, which is fixed.
+
+    The generic model's `loss` is that of its linear head on features that are not normalised;
+    its accuracy is that of the normalised ones.
+    """
+
+    needs = frozenset({"model", "feature", "gamma"})
+    sends = frozenset({"model", "feature"})
+
+    @dataclass(frozen=True)
+    class Config(LocalSGD.Config):
+        normalise: bool = True  # features to norm 1, times the temperature
+        balanced: bool = True  # add the log of the client's class counts to the logits
+        finetune_epochs: int = 5  # of the head before personal scores, >= 0; 0 leaves them out
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.finetune_epochs >= 0, "finetune_epochs must be >= 0", self.finetune_epochs)
+
+    def train(
+        self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext
+    ) -> tuple[Any, Update]:
+        if self.config.balanced:
+            counts = torch.bincount(data.train.labels(), minlength=ctx.num_classes)
+            # -inf for an absent class, which then takes no share of the softmax.
+            payload = {**payload, "log_counts": counts.float().log()}
+        return super().train(payload, state, data, rng, ctx)
+
+    def trainable(self, name: str) -> bool:
+        return not in_head(name)
+
+    def extra(self, payload: Tree, state: Any, ctx: ClientContext) -> dict[str, Tensor]:
+        feature = payload["feature"].items()
+        used = [(n, t) for n, t in feature if n != "temperature" or self.config.normalise]
+        return {f"feature.{name}": tensor.to(ctx.device, copy=True) for name, tensor in used}
+
+    def loss(self, fit: Fit, x: Tensor, y: Tensor) -> Tensor:
+        named = fit.named()
+        module: Any = fit.ctx.model.module
+        z = module.body(x)
+        if "feature.weight" in named:
+            z = F.linear(z, named["feature.weight"], named["feature.bias"])
+        if self.config.normalise:
+            z = F.normalize(z, dim=1) * named["feature.temperature"]
+        s = sparse_etf(
+            *fit.payload["model"][WEIGHT].shape,
+            beta=0.0,
+            gamma=fit.payload["gamma"],
+            seed=fit.ctx.seed,
+            device=fit.ctx.device,
+        )
+        logits = F.linear(z, s)
+        if self.config.balanced:
+            logits = logits + fit.payload["log_counts"]
+        return F.cross_entropy(logits, y)
+
+    def update(self, fit: Fit) -> Tree:
+        named = fit.named()
+        trained = {
+            name: named.get(f"feature.{name}", tensor).detach().cpu()
+            for name, tensor in fit.payload["feature"].items()
+        }
+        return {**super().update(fit), "feature": trained}
+
+    def evaluate(
+        self, payload: Tree, state: Any, data: ClientData, ctx: ClientContext
+    ) -> Mapping[str, float]:
+        metrics = dict(super().evaluate(payload, state, data, ctx))
+        if not metrics or self.config.finetune_epochs == 0 or len(data.train) == 0:
+            return metrics
+        generator = rng.torch_generator(ctx.seed, "fedetf/finetune", ctx.round, ctx.client_id)
+        c = self.config
+        tuned = _Head(
+            _Head.Config(
+                epochs=c.finetune_epochs, batch_size=c.batch_size, lr=c.lr, momentum=c.momentum
+            )
+        )
+        tuned.start(payload, None, ctx)
+        tuned.fit(payload, None, data.train, generator, ctx)
+        accuracy, loss = accuracy_and_loss(ctx.model.module, data.test)
+        return metrics | {"personal/accuracy": accuracy, "personal/loss": loss}
+
+
+class _Head(LocalSGD):
+    """Local SGD on the head alone."""
+
+    def trainable(self, name: str) -> bool:
+        return in_head(name)
