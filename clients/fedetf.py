@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim import rng
-from fedsim.client import ClientContext, Tree, Update
+from fedsim.client import ClientContext, Tree
 from fedsim.data.views import ClientData
 from fedsim.errors import check
 from fedsim.evaluate import accuracy_and_loss
 from fedsim.local_sgd import Fit, LocalSGD
+from fedsim.maths import losses
 from fedsim.maths.etf import sparse_etf
 from fedsim.maths.heads import WEIGHT
 from fedsim.parts import in_head
@@ -37,21 +37,12 @@ class FedETF(LocalSGD):
     @dataclass(frozen=True)
     class Config(LocalSGD.Config):
         normalise: bool = True  # features to norm 1, times the temperature
-        balanced: bool = True  # add the log of the client's class counts to the logits
+        loss: losses.Name = "balanced-softmax"  # adds the log of the client's class counts
         finetune_epochs: int = 5  # of the head before personal scores, >= 0; 0 leaves them out
 
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.finetune_epochs >= 0, "finetune_epochs must be >= 0", self.finetune_epochs)
-
-    def train(
-        self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext
-    ) -> tuple[Any, Update]:
-        if self.config.balanced:
-            counts = torch.bincount(data.train.labels(), minlength=ctx.num_classes)
-            # -inf for an absent class, which then takes no share of the softmax.
-            payload = {**payload, "log_counts": counts.float().log()}
-        return super().train(payload, state, data, rng, ctx)
 
     def trainable(self, name: str) -> bool:
         return not in_head(name)
@@ -76,10 +67,7 @@ class FedETF(LocalSGD):
             seed=fit.ctx.seed,
             device=fit.ctx.device,
         )
-        logits = F.linear(z, s)
-        if self.config.balanced:
-            logits = logits + fit.payload["log_counts"]
-        return F.cross_entropy(logits, y)
+        return self.criterion(fit, F.linear(z, s), y)
 
     def update(self, fit: Fit) -> Tree:
         named = fit.named()

@@ -72,12 +72,12 @@ class FedLoGe(LocalSGD):
         z = module.body(x)
         stopped = z.detach()
         phi = F.linear(stopped, *fit.parameters[-2:])  # the extra tensors come last
-        personal = F.cross_entropy(phi, y)
+        personal = self.criterion(fit, phi, y)
         if fit.payload["etf"]["backbone"] == "auxiliary":
-            return F.cross_entropy(module.head(z), y) + personal
+            return self.criterion(fit, module.head(z), y) + personal
         rows = fixed_head(fit.payload, fit.ctx)
-        auxiliary = F.cross_entropy(module.head(stopped), y)
-        return F.cross_entropy(F.linear(z, rows), y) + auxiliary + personal
+        auxiliary = self.criterion(fit, module.head(stopped), y)
+        return self.criterion(fit, F.linear(z, rows), y) + auxiliary + personal
 
     def keep(self, fit: Fit) -> dict[str, Tensor]:
         weight, bias = (tensor.detach().cpu() for tensor in fit.parameters[-2:])

@@ -9,7 +9,7 @@
 
 P is the projection and tau the temperature of the paper, and the loss its balanced feature loss.
 The authors fine-tune the body first, and then S and P in turn, with CE; here the product S P alone
-is fine-tuned. With `projection`, and the client's `normalise` and `balanced`, false, what is left
+is fine-tuned. Without `projection`, the client's `normalise` and its balanced loss, what is left
 is plain CE against a fixed dense ETF: FedLoGe at beta 0 without realignment.
 """
 

@@ -345,7 +345,7 @@ def test_with_a_dense_head_it_is_plain_fedetf(tmp_path: Path) -> None:
     etf = fedsim.run(
         tiny(
             strategy={"name": "fedetf", "gamma": 2.0, "projection": False},
-            client={"normalise": False, "balanced": False},
+            client={"normalise": False, "loss": "cross-entropy"},
             name="b",
         ),
         out=tmp_path,
