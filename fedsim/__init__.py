@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedsim.errors import InputError, RunFailed
     from fedsim.local_sgd import LocalSGD
     from fedsim.params import Params
+    from fedsim.report.compare import compare
     from fedsim.runs.results import Run, load_run, load_runs
     from fedsim.strategy import Payload, ServerContext, Strategy
     from fedsim.sweeps.sweep import sweep
@@ -35,6 +36,7 @@ _HOMES = {
     "RunFailed": "fedsim.errors",
     "LocalSGD": "fedsim.local_sgd",
     "Params": "fedsim.params",
+    "compare": "fedsim.report.compare",
     "Run": "fedsim.runs.results",
     "load_run": "fedsim.runs.results",
     "load_runs": "fedsim.runs.results",
@@ -57,6 +59,7 @@ __all__ = [
     "Strategy",
     "Update",
     "client_data",
+    "compare",
     "features",
     "load_run",
     "load_runs",

@@ -245,6 +245,49 @@ def features(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Folders of runs or of a sweep; globs welcome."),
+    ],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="NAME", help="Metric; the accuracies there are if none."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Run that the others are compared with; FedAvg if none.")
+    ] = None,
+    choice: Annotated[
+        str, typer.Option(metavar="last|mean-of-last-K", help="The round, or rounds, that count.")
+    ] = "last",
+    target: Annotated[
+        float | None, typer.Option(help="Also rounds, bytes and seconds to this value: 0.9")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write a page: report.html")
+    ] = None,
+    different_data: Annotated[
+        bool, typer.Option("--different-data", help="Allow other data and partitions.")
+    ] = False,
+) -> None:
+    """Compare strategies over seeds, with intervals and paired tests."""
+    import fedsim
+
+    comparison = fedsim.compare(
+        runs,
+        metric=metric or None,
+        reference=reference,
+        choice=choice,
+        target=target,
+        different_data=different_data,
+    )
+    print(comparison)
+    if out is not None:
+        comparison.to_html(out)
+        print(f"\n{out}")
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     to: Annotated[str, typer.Option("--to", metavar="csv|parquet", help="File format.")],

@@ -91,6 +91,29 @@ class Run:
         keys = last["split"] + "/" + last["name"]
         return dict(zip(keys.tolist(), last["value"].tolist(), strict=True))
 
+    def names(self) -> list[str]:
+        """Return the global metrics that were recorded, as ``split/name``, in sorted order."""
+        with self._database() as db:
+            if db is None:
+                return []
+            query = "SELECT split, name FROM series WHERE id IN (SELECT series FROM globals)"
+            return sorted(f"{split}/{name}" for split, name in db.execute(query))
+
+    def values(self, split: str, name: str) -> pd.DataFrame:
+        """Return round and value of one global metric, without reading the others."""
+        rows: list[Any] = []
+        with self._database() as db:
+            if db is not None:
+                query = (
+                    "SELECT round, value FROM globals WHERE series = "
+                    "(SELECT id FROM series WHERE split = ? AND name = ?) ORDER BY round"
+                )
+                rows = db.execute(query, (split, name)).fetchall()
+        rounds, values = zip(*rows, strict=True) if rows else ((), ())
+        return pd.DataFrame(
+            {"round": np.array(rounds, np.int64), "value": np.array(values, np.float64)}
+        )
+
     def client_values(self, split: str, name: str, *, last: bool = False) -> pd.DataFrame:
         """Return round, client, value of one metric, without reading the others.
 
@@ -241,8 +264,8 @@ def load_run(path: str | Path) -> Run:
 def load_runs(patterns: str | Path | Iterable[str | Path]) -> list[Run]:
     """Return the runs that paths or globs name, each once, in the order of their paths.
 
-    A folder that holds ``seed-*`` folders stands for these. What is not a run or is damaged is
-    named in a warning and left out; an unfinished run is named and kept.
+    A folder that holds ``seed-*`` folders, or folders that do, stands for these. What is not a run
+    or is damaged is named in a warning and left out; an unfinished run is named and kept.
 
     Raises:
         InputError: no run is left.
@@ -272,7 +295,10 @@ def load_runs(patterns: str | Path | Iterable[str | Path]) -> list[Run]:
 def _expand(place: Path) -> list[Path]:
     if (place / "config.yaml").is_file():
         return [place]
-    return sorted(p for p in place.glob("seed-*") if p.is_dir()) or [place]
+    for pattern in ("seed-*", "*/seed-*"):
+        if found := sorted(p for p in place.glob(pattern) if p.is_dir()):
+            return found
+    return [place]
 
 
 def _probe(run: Run) -> int:

@@ -1,0 +1,290 @@
+"""Comparing strategies over seeds: one table a metric, from run folders only.
+
+Every number is first one of a single run, then a mean over the runs of a setting with a 95 %
+interval (Student's t), and against a reference a paired difference over the seeds that both have,
+tested by the paired t test and corrected for the number of comparisons (Holm).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fedsim.errors import InputError, check, nearest
+from fedsim.report.groups import Group, check_same_data, gather, missing_seeds
+from fedsim.report.statistics import holm, mean_interval, paired_p
+from fedsim.runs.results import Run, load_runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_GLOBAL = ("generic/accuracy", "generic/accuracy_many", "generic/accuracy_medium",
+           "generic/accuracy_few")  # fmt: skip
+_CLIENTS = ("clients/generic/accuracy", "clients/personal/accuracy")
+DEPLOYED = "clients/deployed/accuracy"
+"""Of the model that a client would use: its personal one, or the generic one if it has none."""
+LOWEST = 0.1
+"""The share of clients that "worst 10 %" is the mean of."""
+
+
+@dataclass
+class Comparison:
+    """Groups of runs and a table for each metric.
+
+    `tables` map a metric to a frame with a row a group: run, strategy, seeds, mean, low, high
+    (95 % interval), difference, difference_low, difference_high, pairs, p, p_holm (against
+    `reference`; NaN in its own row). Those of clients' metrics also have worst_10 (mean of the
+    clients' lowest tenth) and spread (standard deviation over clients), means over seeds; those of
+    the metric with a target rounds_to_target, bytes_to_target (up and down, all clients),
+    seconds_to_target, means over the seeds that reached it, and reached, their number. `values`
+    hold each run's number: metric, run, seed, value.
+    """
+
+    groups: list[Group]
+    reference: str
+    choice: str
+    tables: dict[str, pd.DataFrame]
+    values: pd.DataFrame
+    missing: dict[str, list[int]]
+    left_out: list[str] = field(default_factory=list)
+    target: float | None = None
+
+    def __str__(self) -> str:
+        from fedsim.report.text import comparison_text
+
+        return comparison_text(self)
+
+    def figures(self) -> dict[str, Figure]:
+        """Return the pictures, by title: curves, clients, many/medium/few where recorded."""
+        from fedsim.report.plots import comparison_figures
+
+        return comparison_figures(self)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write one page with everything, that needs no other file and no network.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        from fedsim.report.html import write_page
+
+        write_page(self, Path(path))
+
+
+def compare(
+    runs: str | Path | Iterable[Run | str | Path],
+    *,
+    metric: str | Sequence[str] | None = None,
+    reference: str | None = None,
+    choice: str = "last",
+    target: float | None = None,
+    different_data: bool = False,
+) -> Comparison:
+    """Compare runs that were made with the same data, partitions and seeds.
+
+    `runs` are runs, or paths and globs of their folders. `metric` names are as recorded, with or
+    without ``test/``, such as ``generic/accuracy`` (the server's model on the global test set) or
+    ``clients/personal/accuracy`` (mean over clients), and ``clients/deployed/accuracy``, which is
+    the personal one where a method has one and else the generic; by default all accuracies.
+    `reference` is a group's name, by default the first of FedAvg or else the first. `choice` says
+    which round counts: ``last``, or ``mean-of-last-K`` evaluations. With `target` the tables of
+    the first metric also say when it was reached.
+
+    Raises:
+        InputError: no runs, an unknown metric, reference or choice, or runs of different data
+            without `different_data`.
+    """
+    found, left_out = _open(runs)
+    if not found:
+        raise InputError("no finished runs to compare" + "".join(f"\n  {x}" for x in left_out))
+    count = _last_count(choice)
+    groups = gather(found)
+    if not different_data:
+        check_same_data(groups)
+    metrics = _metrics(groups, metric)
+    base = _reference(groups, reference)
+    tables: dict[str, pd.DataFrame] = {}
+    values: list[dict[str, Any]] = []
+    for name in metrics:
+        numbers = {
+            g.label: {r.config.seed: _number(r, name, count) for r in g.runs} for g in groups
+        }
+        for group in groups:
+            for seed, value in numbers[group.label].items():
+                values.append({"metric": name, "run": group.label, "seed": seed, "value": value})
+        rows = [_row(group, numbers, base.label) for group in groups]
+        for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            row["p_holm"] = p
+        if name.startswith("clients/"):
+            for row, group in zip(rows, groups, strict=True):
+                row |= _fairness(group, name)
+        if target is not None and name == metrics[0]:
+            for row, group in zip(rows, groups, strict=True):
+                row |= _costs(group, name, target)
+        tables[name] = pd.DataFrame(rows)
+    frame = pd.DataFrame(values)
+    return Comparison(
+        groups, base.label, choice, tables, frame, missing_seeds(groups), left_out, target
+    )
+
+
+def _open(given: str | Path | Iterable[Run | str | Path]) -> tuple[list[Run], list[str]]:
+    """Return the finished runs, and a sentence for each that was left out."""
+    items = [given] if isinstance(given, str | Path) else list(given)
+    paths = [item for item in items if not isinstance(item, Run)]
+    runs = [item for item in items if isinstance(item, Run)]
+    told: list[str] = []
+    if paths:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            runs += load_runs(paths)
+        told = [str(w.message) for w in caught if str(w.message).startswith("left out")]
+    finished = [run for run in runs if run.status == "finished"]
+    told += [
+        f"left out: run {run.path} is {run.status} after round {run.rounds_done}"
+        for run in runs
+        if run.status != "finished"
+    ]
+    return finished, told
+
+
+def _last_count(choice: str) -> int:
+    start, _, number = choice.rpartition("-")
+    if choice == "last":
+        return 1
+    if start == "mean-of-last" and number.isdecimal() and int(number) >= 1:
+        return int(number)
+    raise InputError(
+        f"choice must be 'last' or 'mean-of-last-K' with a whole number K, got {choice!r}"
+    )
+
+
+def _metrics(groups: list[Group], wanted: str | Sequence[str] | None) -> list[str]:
+    """Return the metrics, without ``test/``."""
+    known = dict.fromkeys(
+        name.removeprefix("test/") for g in groups for r in g.runs[:1] for name in r.names()
+    )
+    if _CLIENTS[0] in known or _CLIENTS[1] in known:
+        known[DEPLOYED] = None
+    if wanted is None:
+        names = [*_GLOBAL, *_CLIENTS, *([DEPLOYED] if all(c in known for c in _CLIENTS) else [])]
+        found = [name for name in names if name in known]
+        found = found or [f"validation/{n}" for n in names if f"validation/{n}" in known]
+        return found or [name for name in known if name.startswith("train/train_loss")]
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    for i, name in enumerate(names):
+        names[i] = name.removeprefix("test/")
+        if names[i] not in known:
+            shown = [k for k in known if k.endswith(("accuracy", "loss"))]
+            raise InputError(
+                f"no run has recorded the metric {name!r}; there are {', '.join(shown)} and "
+                f"{len(known) - len(shown)} more.{nearest(names[i], list(known))}"
+            )
+    return names
+
+
+def _reference(groups: list[Group], wanted: str | None) -> Group:
+    if wanted is None:
+        plain = [g for g in groups if g.label == "fedavg"]
+        plain += [g for g in groups if g.strategy == "fedavg"]
+        return (plain or groups)[0]
+    for group in groups:
+        if wanted == group.label:
+            return group
+    labels = [g.label for g in groups]
+    raise InputError(
+        f"reference must be one of {', '.join(labels)}, got {wanted!r}.{nearest(wanted, labels)}"
+    )
+
+
+def split_of(name: str) -> tuple[str, str]:
+    """Return the split and the name under which a metric of the tables is recorded."""
+    split, _, rest = name.partition("/")
+    return (split, rest) if split in ("train", "validation", "features") else ("test", name)
+
+
+def recorded(run: Run, name: str) -> str:
+    """Return the name under which a run has recorded a metric of the tables."""
+    if name != DEPLOYED:
+        return name
+    return _CLIENTS[1] if f"test/{_CLIENTS[1]}" in run.names() else _CLIENTS[0]
+
+
+def _number(run: Run, name: str, count: int) -> float:
+    values = run.values(*split_of(recorded(run, name)))["value"].to_numpy()
+    return float(values[-count:].mean()) if len(values) else math.nan
+
+
+def _row(group: Group, numbers: dict[str, dict[int, float]], base: str) -> dict[str, Any]:
+    own, other = numbers[group.label], numbers[base]
+    found = [v for v in own.values() if not math.isnan(v)]
+    over = mean_interval(found)
+    row: dict[str, Any] = {
+        "run": group.label,
+        "strategy": group.strategy,
+        "seeds": len(found),
+        "mean": over.mean,
+        "low": over.low,
+        "high": over.high,
+    }
+    apart = [own[s] - other[s] for s in own if s in other]
+    apart = [] if group.label == base else [d for d in apart if not math.isnan(d)]
+    by = mean_interval(apart)
+    return row | {
+        "difference": by.mean,
+        "difference_low": by.low,
+        "difference_high": by.high,
+        "pairs": len(apart),
+        "p": paired_p(apart),
+    }
+
+
+def _fairness(group: Group, name: str) -> dict[str, float]:
+    """Return how far the clients are apart, at the last evaluation; means over seeds."""
+    worst, spread = [], []
+    for run in group.runs:
+        own = recorded(run, name).removeprefix("clients/")
+        values = np.sort(run.client_values("test", own, last=True)["value"].to_numpy())
+        if len(values):
+            lowest = max(1, math.ceil(LOWEST * len(values)))
+            worst.append(float(values[:lowest].mean()))
+            spread.append(float(values.std()))
+    none = math.nan
+    return {
+        "worst_10": float(np.mean(worst)) if worst else none,
+        "spread": float(np.mean(spread)) if spread else none,
+    }
+
+
+def _costs(group: Group, name: str, target: float) -> dict[str, float]:
+    """Return what it took until an evaluation first reached the target."""
+    check(math.isfinite(target), "target must be a number", target)
+    rounds, transferred, seconds = [], [], []
+    for run in group.runs:
+        curve = run.values(*split_of(recorded(run, name)))
+        reached = curve["round"][curve["value"] >= target]
+        if len(reached):
+            at = int(reached.iloc[0])
+            rounds.append(at)
+            transferred.append(cumulated(run, ("bytes_up", "bytes_down"), at))
+            seconds.append(cumulated(run, ("seconds",), at))
+    none = math.nan
+    return {
+        "reached": len(rounds),
+        "rounds_to_target": float(np.mean(rounds)) if rounds else none,
+        "bytes_to_target": float(np.mean(transferred)) if rounds else none,
+        "seconds_to_target": float(np.mean(seconds)) if rounds else none,
+    }
+
+
+def cumulated(run: Run, names: Sequence[str], until: int) -> float:
+    """Return the sum of these training metrics over the rounds up to one."""
+    frames = [run.values("train", name) for name in names]
+    return float(sum(f["value"][f["round"] <= until].sum() for f in frames))

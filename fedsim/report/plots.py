@@ -1,0 +1,213 @@
+"""The pictures of a comparison.
+
+Colours are those of Okabe and Ito, which colour-blind readers tell apart; where there are more runs
+than colours, the line style changes too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fedsim.report.compare import DEPLOYED, Comparison, recorded, split_of
+from fedsim.report.groups import Group
+from fedsim.report.statistics import mean_interval
+from fedsim.report.text import header, is_share
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c8c00", "#777777")
+STYLES = ("-", "--", ":", "-.")
+SHOTS = ("many", "medium", "few")
+
+
+def style(i: int) -> dict[str, Any]:
+    """Return colour and line style of the i-th run of a picture."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "linestyle": STYLES[i // len(COLOURS) % len(STYLES)],
+    }
+
+
+def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
+    """Return the pictures by title; those for which nothing was recorded are left out."""
+    groups, names = comparison.groups, list(comparison.tables)
+    figures = {}
+    for name in [n for n in names if not n.endswith(SHOTS)]:
+        figures[f"{name} by round, bytes and seconds"] = curves_figure(groups, name)
+    for name in (DEPLOYED, "clients/personal/accuracy", "clients/generic/accuracy"):
+        if name in names:
+            figures[f"{name} of each client"] = clients_figure(groups, name)
+            break
+    shots = [f"generic/accuracy_{s}" for s in SHOTS]
+    if all(s in names for s in shots):
+        figures["many, medium and few samples"] = bars_figure(comparison, shots, SHOTS)
+    return figures
+
+
+def curves_figure(groups: Sequence[Group], name: str) -> Figure:
+    """Return a metric against rounds, bytes and seconds: means over seeds, with 95 % bands.
+
+    Bytes are those all clients sent and received, seconds those of training on the machine of the
+    run; both are means over seeds.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.9), layout="constrained", dpi=110)
+    by_round, by_bytes, by_seconds = figure.subplots(1, 3, sharey=True)
+    scale = 100 if is_share(name) else 1
+    for i, group in enumerate(groups):
+        curve = group_curve(group, name)
+        if curve.empty:
+            continue
+        for axes, x in ((by_round, "round"), (by_bytes, "megabytes"), (by_seconds, "seconds")):
+            label = group.label if axes is by_round else None
+            axes.plot(curve[x], scale * curve["mean"], label=label, linewidth=1.6, **style(i))
+            if len(group.runs) > 1:
+                low, high = scale * curve["low"], scale * curve["high"]
+                axes.fill_between(curve[x], low, high, color=style(i)["color"], alpha=0.15, lw=0)
+    if is_share(name) and by_round.lines:
+        drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in by_round.lines])
+        ends = float(np.nanmin(drawn)), float(np.nanmax(drawn))
+        by_round.set_ylim(max(0.0, ends[0] - 5), min(100.0, ends[1] + 3))
+    by_round.set_ylabel(header(name), fontsize=9)
+    labels = ("round", "transferred by all clients [MB]", "training time [s]")
+    for axes, label in zip((by_round, by_bytes, by_seconds), labels, strict=True):
+        _dress(axes, label)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    return figure
+
+
+def group_curve(group: Group, name: str) -> pd.DataFrame:
+    """Return round, mean, low, high (95 % interval over seeds), megabytes and seconds until then.
+
+    Of the rounds that all runs of the group have evaluated.
+    """
+    frames = [run.values(*split_of(recorded(run, name))) for run in group.runs]
+    curves = [frame.set_index("round")["value"] for frame in frames if len(frame)]
+    if not curves:
+        return pd.DataFrame()
+    table = pd.concat(curves, axis=1, join="inner").dropna()
+    over = [mean_interval(row.tolist()) for row in table.to_numpy()]
+    frame = pd.DataFrame({"round": table.index.to_numpy()})
+    frame["mean"] = [o.mean for o in over]
+    frame["low"], frame["high"] = [o.low for o in over], [o.high for o in over]
+    frame["megabytes"] = _until(group, ("bytes_up", "bytes_down"), frame["round"]) / 1e6
+    frame["seconds"] = _until(group, ("seconds",), frame["round"])
+    return frame
+
+
+def clients_figure(groups: Sequence[Group], name: str) -> Figure:
+    """Return how a metric is spread over the clients at the last evaluation, all seeds together.
+
+    A violin a group, with a point for each client and the median as a line.
+    """
+    from matplotlib.figure import Figure
+
+    found = [(g, _last_clients(g, name)) for g in groups]
+    found = [(g, values) for g, values in found if len(values)]
+    figure = Figure(figsize=(max(5, 1 + 0.75 * len(found)), 4.2), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    scale = 100 if is_share(name) else 1
+    for i, (_, values) in enumerate(found):
+        colour, shown = style(i)["color"], scale * values
+        if np.ptp(shown) > 0:
+            for body in axes.violinplot([shown], [i], widths=0.8, showextrema=False)["bodies"]:  # type: ignore[attr-defined]
+                body.set_facecolor(colour)
+                body.set_alpha(0.25)
+        # Points are laid out evenly and not at random: the same runs give the same picture.
+        across = (np.arange(len(shown)) * 0.618034 % 1 - 0.5) * 0.4
+        axes.plot(i + across, shown, ".", color=colour, markersize=3)
+        axes.hlines(np.median(shown), i - 0.3, i + 0.3, color=colour, linewidth=2)
+    axes.set_xticks(range(len(found)), [g.label for g, _ in found])
+    axes.set_ylabel(f"{header(name)} of a client", fontsize=9)
+    _dress(axes, "")
+    axes.tick_params(axis="x", labelrotation=45 if len(found) > 4 else 0)
+    return figure
+
+
+def bars_figure(comparison: Comparison, names: Sequence[str], labels: Sequence[str]) -> Figure:
+    """Return bars of several metrics for each group, with 95 % intervals where there are some."""
+    from matplotlib.figure import Figure
+
+    groups = comparison.groups
+    figure = Figure(figsize=(max(6, 1.5 + 0.8 * len(groups)), 4.2), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    width = 0.8 / len(names)
+    for j, (name, label) in enumerate(zip(names, labels, strict=True)):
+        frame = comparison.tables[name]
+        at = np.arange(len(groups)) + (j - (len(names) - 1) / 2) * width
+        half = 100 * (frame["high"] - frame["low"]) / 2
+        axes.bar(at, 100 * frame["mean"], width, color=COLOURS[j], label=label)
+        known = half.notna().to_numpy()
+        heights = 100 * frame["mean"].to_numpy()
+        axes.errorbar(at[known], heights[known], half[known], fmt="none", ecolor="#333", lw=1)
+    axes.set_xticks(range(len(groups)), [g.label for g in groups])
+    axes.set_ylabel("accuracy on the classes [%]", fontsize=9)
+    _dress(axes, "")
+    axes.set_ylim(0, 100)
+    axes.tick_params(axis="x", labelrotation=45 if len(groups) > 4 else 0)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False, title="classes with")
+    return figure
+
+
+def matrix_figure(table: pd.DataFrame, rows: str, columns: str, value: str) -> Figure:
+    """Return a table of shares (rows by columns, such as clients by domains) as a heat map.
+
+    `rows`, `columns` and `value` are what the axes and the colours show. Cells hold percent.
+    """
+    from matplotlib.figure import Figure
+
+    shares = 100 * table.to_numpy(np.float64)
+    size = (2.2 + 0.75 * shares.shape[1], 1.6 + 0.4 * shares.shape[0])
+    figure = Figure(figsize=size, layout="constrained", dpi=110)
+    axes = figure.subplots()
+    low, high = float(np.nanmin(shares)), float(np.nanmax(shares))
+    image = axes.imshow(shares, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    for (i, j), share in np.ndenumerate(shares):
+        if not np.isnan(share):
+            dark = high > low and (share - low) / (high - low) < 0.55
+            colour = "white" if dark else "black"
+            axes.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(table.columns)), [str(c) for c in table.columns], fontsize=8)
+    axes.set_yticks(range(len(table.index)), [str(r) for r in table.index], fontsize=8)
+    axes.tick_params(axis="x", labelrotation=30)
+    axes.set_xlabel(columns, fontsize=9)
+    axes.set_ylabel(rows, fontsize=9)
+    figure.colorbar(image, ax=axes, label=f"{value} [%]")
+    return figure
+
+
+def _until(group: Group, names: Sequence[str], rounds: pd.Series) -> np.ndarray:
+    """Return the sums of training metrics up to each of these rounds, means over the runs."""
+    sums = []
+    for run in group.runs:
+        total = np.zeros(len(rounds))
+        for name in names:
+            frame = run.values("train", name)
+            at = np.searchsorted(frame["round"].to_numpy(), rounds.to_numpy(), side="right")
+            total += np.concatenate([[0.0], np.cumsum(frame["value"].to_numpy())])[at]
+        sums.append(total)
+    return np.mean(sums, axis=0)
+
+
+def _last_clients(group: Group, name: str) -> np.ndarray:
+    values = []
+    for run in group.runs:
+        own = recorded(run, name).removeprefix("clients/")
+        values.append(run.client_values("test", own, last=True)["value"].to_numpy())
+    joined = np.concatenate(values)
+    return joined[~np.isnan(joined)]
+
+
+def _dress(axes: Axes, x: str) -> None:
+    axes.set_xlabel(x, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    axes.set_axisbelow(True)

@@ -1,0 +1,121 @@
+"""A comparison as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fedsim.report.compare import Comparison
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is a share that is shown in percent."""
+    return "accuracy" in name or "recall" in name or name.rpartition("/")[2].startswith("mAP")
+
+
+def number(value: float, name: str, signed: bool = False) -> str:
+    """Return a value of the metric `name` as it is shown: percent with two places, or 4 digits."""
+    if value is None or math.isnan(value):
+        return "-"
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.2f}" if is_share(name) else f"{value:{sign}.4g}"
+
+
+def header(name: str) -> str:
+    """Return a metric's name with its unit."""
+    return f"{name} [%]" if is_share(name) else name
+
+
+def size(value: float) -> str:
+    """Return a number of bytes in a unit that suits it."""
+    if math.isnan(value):
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def rows_of(name: str, frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return heads and cells of a metric's table as text, for the runs that recorded it."""
+    heads = ["run", "seeds", "mean", "95 % interval", "difference", "95 % interval", "p (Holm)"]
+    fair, costs = "worst_10" in frame, "reached" in frame
+    heads += ["worst 10 %", "spread"] * fair
+    heads += ["reached", "rounds", "bytes", "seconds"] * costs
+    rows = []
+    for r in frame[frame["seeds"] > 0].to_dict("records"):
+        cells = [
+            str(r["run"]),
+            str(r["seeds"]),
+            number(r["mean"], name),
+            _span(r["low"], r["high"], name),
+            number(r["difference"], name, signed=True),
+            _span(r["difference_low"], r["difference_high"], name, signed=True),
+            _p(r["p_holm"]),
+        ]
+        if fair:
+            cells += [number(r["worst_10"], name), number(r["spread"], name)]
+        if costs:
+            cells += [
+                f"{r['reached']}/{r['seeds']}",
+                "-" if math.isnan(r["rounds_to_target"]) else f"{r['rounds_to_target']:.1f}",
+                size(r["bytes_to_target"]),
+                "-" if math.isnan(r["seconds_to_target"]) else f"{r['seconds_to_target']:.1f}",
+            ]
+        rows.append(cells)
+    return heads, rows
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Return all tables, what was left out and which seeds are missing."""
+    lines: list[str] = []
+    for name, frame in comparison.tables.items():
+        heads, rows = rows_of(name, frame)
+        target = ""
+        if "reached" in frame:
+            target = f"; target {number(comparison.target or 0.0, name)}"
+        lines += [f"{header(name)} ({comparison.choice}; differences to {comparison.reference}"
+                  f"{target})"]  # fmt: skip
+        lines += [*aligned([heads, *rows]), ""]
+    lines += notes(comparison)
+    return "\n".join(lines).rstrip()
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Return a sentence for each thing a reader must know."""
+    found = [
+        f"{label} has no run of seed {', '.join(map(str, seeds))}; differences use the common seeds"
+        for label, seeds in comparison.missing.items()
+    ]
+    if len(lengths := {g.runs[0].config.rounds for g in comparison.groups}) > 1:
+        found.append(f"runs of different lengths: {', '.join(map(str, sorted(lengths)))} rounds")
+    if max(len(g.runs) for g in comparison.groups) < 2:
+        found.append("one seed: no interval and no test; run more seeds")
+    return found + comparison.left_out
+
+
+def aligned(table: list[list[Any]]) -> list[str]:
+    """Return lines with the columns aligned: the first to the left, numbers to the right."""
+    widths = [max(len(str(row[i])) for row in table) for i in range(len(table[0]))]
+    lines = []
+    for row in table:
+        first, *rest = (str(cell) for cell in row)
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return lines
+
+
+def _span(low: float, high: float, name: str, signed: bool = False) -> str:
+    if math.isnan(low):
+        return "-"
+    return f"{number(low, name, signed)} .. {number(high, name, signed)}"
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
