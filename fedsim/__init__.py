@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedsim.local_sgd import LocalSGD
     from fedsim.params import Params
     from fedsim.report.compare import compare
+    from fedsim.report.domains import domain_matrix, domains_figure
     from fedsim.runs.results import Run, load_run, load_runs
     from fedsim.strategy import Payload, ServerContext, Strategy
     from fedsim.sweeps.sweep import sweep
@@ -37,6 +38,8 @@ _HOMES = {
     "LocalSGD": "fedsim.local_sgd",
     "Params": "fedsim.params",
     "compare": "fedsim.report.compare",
+    "domain_matrix": "fedsim.report.domains",
+    "domains_figure": "fedsim.report.domains",
     "Run": "fedsim.runs.results",
     "load_run": "fedsim.runs.results",
     "load_runs": "fedsim.runs.results",
@@ -60,6 +63,8 @@ __all__ = [
     "Update",
     "client_data",
     "compare",
+    "domain_matrix",
+    "domains_figure",
     "features",
     "load_run",
     "load_runs",

@@ -117,7 +117,8 @@ class Evaluation(_Model):
     """When and on whom models are evaluated; the last round always is.
 
     On `validation` nothing reads a test sample: models are scored on all clients' validation
-    samples, as options are chosen. `features` records what the generic model's features look like.
+    samples, as options are chosen. `features` records what the generic model's features look like,
+    `across_domains` how each client's model does on every domain's test samples.
     """
 
     every: Count = Field(default=1, description="a whole number of rounds, at least 1")
@@ -131,6 +132,7 @@ class Evaluation(_Model):
     )
     on: Literal["test", "validation"] = Field(default="test", description="'test' or 'validation'")
     features: bool = Field(default=False, description="true or false")
+    across_domains: bool = Field(default=False, description="true or false")
 
 
 class Engine(_Model):

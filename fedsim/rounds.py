@@ -392,6 +392,16 @@ def build_parts(
             f"evaluation.features must be false for model {experiment.model.name!r}: it has no "
             "linear layer named 'head'"
         )
+    if experiment.evaluation.across_domains:
+        if "domain" not in dataset.test.extra:
+            raise InputError(
+                f"evaluation.across_domains must be false for {dataset.name}: it has no domains"
+            )
+        if experiment.evaluation.on == "validation":
+            raise InputError(
+                "evaluation.across_domains must be false where evaluation.on is 'validation': it "
+                "reads test samples"
+            )
     for own in own_strategies(strategy):
         own.check(model.params(), server_context(parts))
     return parts

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from fedsim.models import BodyHead
+
 
 def dropout_and_batch_norm(
     input_shape: tuple[int, int, int], num_classes: int, *, width: int = 64, dropout: float = 0.3
@@ -21,3 +23,16 @@ def dropout_and_batch_norm(
         nn.ReLU(),
         nn.Linear(width, num_classes),
     )
+
+
+def normed(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A convolution with BatchNorm, and a linear head."""
+    channels, height, width = input_shape
+    body = nn.Sequential(
+        nn.Conv2d(channels, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    return BodyHead(body, 4 * (height // 2) * (width // 2), num_classes)

@@ -28,6 +28,9 @@ COHORTS = [n for n in STRATEGIES if not registry.resolve("strategies", n).pooled
 SENDING = [n for n in COHORTS if n != "local"]  # whose clients have something to send
 CLIENTS = sorted(registry.names("clients"))
 
+NORMED = {"name": f"{Path(__file__).resolve().parent}/models.py:normed"}
+"""For strategies that refuse a model without BatchNorm."""
+
 
 def required(kind: str, name: str) -> dict[str, Any]:
     """Return values for the options that have no default: none so far."""
@@ -39,14 +42,20 @@ def required(kind: str, name: str) -> dict[str, Any]:
 
 def experiment(strategy: str, **changes: Any) -> dict[str, Any]:
     section = {"name": strategy, **required("strategies", strategy)}
-    return tiny(**{"strategy": section, **changes})
+    return tiny(**{"strategy": section, **changes, **fitting(strategy)})
+
+
+def fitting(strategy: str) -> dict[str, Any]:
+    """Return the model that a strategy can not do without, if there is such."""
+    return {"model": NORMED} if strategy in ("fedbn", "silobn") else {}
 
 
 class Played:
     """A strategy and its clients, played by hand for a round."""
 
     def __init__(self, name: str, **changes: Any) -> None:
-        self.experiment = prepared(**{"strategy": {"name": name}, **changes})
+        settings = {"strategy": {"name": name}, **fitting(name), **changes}
+        self.experiment = prepared(**settings)
         self.worker = Worker(WorkerSpec(self.experiment))
         self.manifest = components.build_partition(self.experiment, self.worker.dataset)
         self.strategy = components.build_strategy(self.experiment)
@@ -229,7 +238,7 @@ def one_sample_each(labels: Any, clients: int, rng: Any) -> Any:
 def test_all_clients_but_one_fail(
     name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = type(components.build_client(prepared(strategy={"name": name})))
+    client = type(components.build_client(prepared(strategy={"name": name}, **fitting(name))))
     original = client.train
 
     def train(self: Any, payload: Any, state: Any, data: Any, rng: Any, ctx: Any) -> Any:

@@ -15,7 +15,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from types import FrameType
 from typing import Any
 
@@ -260,8 +261,21 @@ class Worker:
         self._restore_module()
         task = self._task(block, part, payload)
         self.seed_globals(block, part.client)
-        metrics = self.client.evaluate(task.payload, task.state, task.data, task.ctx)
-        return Report(part.client, weight=float(len(task.data.test)), metrics=_numbers(metrics))
+        metrics = _numbers(self.client.evaluate(task.payload, task.state, task.data, task.ctx))
+        if self.experiment.evaluation.across_domains:
+            for domain, rows in zip(self.dataset.card.domains, self._domain_rows, strict=True):
+                indices = part.indices._replace(test=rows, on_test_split=True)
+                self._restore_module()
+                there = self.data(replace(part, indices=indices))
+                found = self.client.evaluate(task.payload, task.state, there, task.ctx)
+                metrics |= {f"{name}_on/{domain}": v for name, v in _numbers(found).items()}
+        return Report(part.client, weight=float(len(task.data.test)), metrics=metrics)
+
+    @cached_property
+    def _domain_rows(self) -> list[np.ndarray]:
+        """Rows of the test split of each domain."""
+        column = self.dataset.test.extra["domain"]
+        return [np.flatnonzero(column == d) for d in range(len(self.dataset.card.domains))]
 
     def _guarded(self, block: Block, part: Assignment, work: Callable[[], Report]) -> Report:
         """Run one client's work; turn whatever goes wrong into a named failure."""

@@ -162,11 +162,13 @@ def cnn(
     padding: int = 0,
     pool: Literal["each", "last"] = "each",
     dropout: float = 0.0,
+    norm: Literal["none", "batch"] = "none",
 ) -> nn.Module:
     """A convolutional network: convolutions, one hidden layer, a linear head.
 
     Every convolution is followed by ReLU and, with ``pool: each``, by 2 x 2 max-pooling; with
-    ``pool: last`` only the last one is. Dropout stands before the hidden layer and before the head.
+    ``pool: last`` only the last one is. Dropout stands before the hidden layer and before the head;
+    with ``norm: batch`` convolutions are normalised over the batch, which may be a single sample.
 
     Raises:
         InputError: an option out of range, an image too small for the convolutions and pools, or
@@ -197,14 +199,18 @@ def cnn(
             min(height, width),
         )
         layers.append(nn.Conv2d(depth, out, kernel, padding=padding))
+        if norm == "batch":
+            layers.append(nn.BatchNorm2d(out))
         # Max and ReLU commute, and the ReLU of a pooled map is a quarter of the work.
         layers += [nn.MaxPool2d(2), nn.ReLU(inplace=True)] if pooled else [nn.ReLU(inplace=True)]
         convolutions.append((depth, out, pooled))
         depth = out
     layers.append(nn.Flatten())
     features = num_features(nn.Sequential(*layers), input_shape)
-    if dropout:
-        layers += [nn.Dropout(dropout), nn.Linear(features, hidden), nn.ReLU(), nn.Dropout(dropout)]
+    if dropout or norm == "batch":
+        layers += [nn.Dropout(dropout)] if dropout else []
+        layers += [nn.Linear(features, hidden), nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if dropout else []
         return BodyHead(nn.Sequential(*layers), hidden, num_classes)
     body = nn.Sequential(*layers, nn.Linear(features, hidden), nn.ReLU())
     widths = (features, hidden, num_classes)

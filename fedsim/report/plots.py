@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.report.compare import DEPLOYED, Comparison, recorded, split_of
+from fedsim.report.domains import domains_figure, has_domains
 from fedsim.report.groups import Group
 from fedsim.report.statistics import mean_interval
 from fedsim.report.text import header, is_share
@@ -47,6 +48,9 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
     shots = [f"generic/accuracy_{s}" for s in SHOTS]
     if all(s in names for s in shots):
         figures["many, medium and few samples"] = bars_figure(comparison, shots, SHOTS)
+    for group in groups:
+        if has_domains(group.runs[0]):
+            figures[f"{group.label}: clients by domains"] = domains_figure(group.runs)
     return figures
 
 

@@ -92,12 +92,15 @@ class Run:
         return dict(zip(keys.tolist(), last["value"].tolist(), strict=True))
 
     def names(self) -> list[str]:
-        """Return the global metrics that were recorded, as ``split/name``, in sorted order."""
+        """Return the global metrics that were recorded, as ``split/name``, in the order of their first."""
         with self._database() as db:
             if db is None:
                 return []
-            query = "SELECT split, name FROM series WHERE id IN (SELECT series FROM globals)"
-            return sorted(f"{split}/{name}" for split, name in db.execute(query))
+            query = (
+                "SELECT split, name FROM series WHERE id IN (SELECT series FROM globals) "
+                "ORDER BY id"
+            )
+            return [f"{split}/{name}" for split, name in db.execute(query)]
 
     def values(self, split: str, name: str) -> pd.DataFrame:
         """Return round and value of one global metric, without reading the others."""

@@ -1,0 +1,281 @@
+"""FRAug's client: three steps on each batch (X, y) (Chen et al. 2023, arXiv:2205.14900).
+
+    A  model      v = f(X);  prototypes v_bar <- (1 - m) v_bar + m (class means of v)
+                  e_p = v_bar[s] + r(g(z, s), s),  e_r = v + r(g(z, y), y),  without gradient
+                  theta by (1 - mu) CE(c(v), y) + mu mean(CE(c(e_p), s), CE(c(e_r), y))
+    B  generator  omega by CE(c(g(z, s)), s) - lam_g dist(g(z, s), v or v_bar[s])
+    C  RTNet      r by mean_e -H(softmax c(e)) + lam_r dist(e, its base), e as in A
+
+s are balanced labels that go round the classes, z fresh noise each time, H entropy in nats.
+Networks that a step does not train are in evaluation mode. As for every client here, momentum and
+the order of the samples begin anew each round; the authors' code carries both over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsim import rng as streams
+from fedsim.client import ClientContext, Tree, Update
+from fedsim.data.views import ClientData
+from fedsim.errors import check
+from fedsim.local_sgd import Fit
+from fedsim.maths.conditional import (
+    Conditional,
+    generator_network,
+    initial_weights,
+    transformation_network,
+)
+from fedsim.maths.distances import mmd
+from fedsim.params import FlatModel, Params
+from fedsim.personal_sgd import PersonalSGD
+
+State = dict[str, Any]
+Distance = Literal["mmd", "mse"]
+
+
+class FRAug(PersonalSGD):
+    """Keeps the model's local part, r, prototypes, and how many steps it has made.
+
+    Batches of one sample are trained on without augmentation.
+    """
+
+    needs = frozenset({"model", "generator", "rho", "mu"})
+    sends = frozenset({"model", "generator"})
+
+    @dataclass(frozen=True)
+    class Config(PersonalSGD.Config):
+        augment: Literal["both", "real", "prototype", "none"] = "both"  # what e is made around
+        use_rtnet: bool = True  # false: e is the generator's output itself, and there is no step C
+        interpolate: bool = False  # e <- rho e + (1 - rho) base
+        noise: Literal["uniform", "gaussian"] = "uniform"  # on [0, 1), or standard normal
+        generator_lr: float = 0.05  # > 0
+        rtnet_lr: float = 0.05  # > 0
+        lam_g: float = 1.0  # weight of the generator's distance, >= 0
+        lam_r: float = 1.0  # weight of the RTNet's distance, >= 0
+        dist_g: Distance = "mmd"  # to the batch's features (mmd), or to prototypes (mse)
+        dist_r: Distance = "mmd"  # to the base of e
+        prototype_momentum: float = 0.3  # m, (0, 1]
+        generator_clip: float | None = None  # > 0, bound on the norm of the generator's gradient
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for name in ("generator_lr", "rtnet_lr"):
+                value = getattr(self, name)
+                check(0 < value < float("inf"), f"{name} must be > 0 and finite", value)
+            for name in ("lam_g", "lam_r"):
+                value = getattr(self, name)
+                check(0 <= value < float("inf"), f"{name} must be >= 0 and finite", value)
+            m = self.prototype_momentum
+            check(0 < m <= 1, "prototype_momentum must be in (0, 1]", m)
+            clip = self.generator_clip
+            check(clip is None or clip > 0, "generator_clip must be > 0", clip)
+
+    def train(
+        self,
+        payload: Tree,
+        state: State,
+        data: ClientData,
+        rng: torch.Generator,
+        ctx: ClientContext,
+    ) -> tuple[State, Update]:
+        aug = Augmenter(self.config, payload, state, ctx)
+        self.start(payload, state, ctx)
+        fit, metrics = self.fit(payload, {**state, "augmenter": aug}, data.train, rng, ctx)
+        tensors = {**self.update(fit), "generator": aug.shared_generator()}
+        kept = {**self.keep(fit), **aug.state()}
+        return kept, Update(tensors, float(len(data.train)), metrics | aug.metrics())
+
+    def personal_model(self, payload: Tree, state: State, ctx: ClientContext) -> Params:
+        own = {"own": state["own"]} if "own" in state else {}
+        return super().personal_model(payload, own, ctx)
+
+    def loss(self, fit: Fit, x: Tensor, y: Tensor) -> Tensor:
+        """Step A."""
+        module: Any = fit.ctx.model.module
+        v = module.body(x)
+        real = self.criterion(fit, module.head(v), y)
+        aug: Augmenter = fit.state["augmenter"]
+        aug.batch = None
+        if self.config.augment == "none" or len(y) < 2:
+            return real
+        aug.begin(x, y, v.detach())
+        losses = [F.cross_entropy(module.head(e), labels) for e, labels, _ in aug.synthetic()]
+        mu = fit.payload["mu"]
+        return (1 - mu) * real + mu * torch.stack(losses).mean()
+
+    def after_step(self, fit: Fit) -> None:
+        """Steps B and C."""
+        aug: Augmenter = fit.state["augmenter"]
+        if aug.batch is None:
+            return
+        module: Any = fit.ctx.model.module
+        module.eval()
+        aug.features = module.body(aug.batch[0])  # no gradient: hooks run without
+        with torch.enable_grad():
+            aug.step_generator(module.head)
+            if self.config.use_rtnet:
+                aug.step_rtnet(module.head)
+        module.train()
+
+
+class Augmenter:
+    """The generator, the RTNet and the prototypes of a client during a round."""
+
+    def __init__(self, config: Any, payload: Tree, state: State, ctx: ClientContext) -> None:
+        self._config, self._ctx, self._payload = config, ctx, payload
+        shared: Params = payload["generator"]
+        dim, classes = ctx.initial["head.weight"].shape[1], ctx.num_classes
+        noise = shared["first.weight"].shape[1] - classes
+        self._noise_dim = noise
+        generator = generator_network(dim, noise, classes)
+        whole = state.get("generator") or initial_weights(generator, ctx.seed, "fraug/generator")
+        rtnet = transformation_network(dim, noise, classes)
+        own = state.get("rtnet") or initial_weights(rtnet, ctx.seed, "fraug/rtnet", ctx.client_id)
+        self._flat_g, self._flat_r = (FlatModel(n, ctx.device) for n in (generator, rtnet))
+        self._flat_g.load(whole.merged(shared))
+        self._flat_r.load(own)
+        self.g: Conditional = generator.eval()
+        self.r: Conditional = rtnet.eval()
+        start = state.get("prototypes")
+        zeros = torch.zeros(classes, dim)
+        self.prototypes = (zeros if start is None else start).to(ctx.device, copy=True)
+        self.steps = int(state.get("steps", 0))
+        self.batch: tuple[Tensor, Tensor] | None = None
+        self.features = zeros  # v of the batch, by the model after step A
+        self._balanced = zeros
+        self._momenta: dict[str, list[Tensor]] = {}
+        self._rng = streams.torch_generator(ctx.seed, "fraug/noise", ctx.round, ctx.client_id)
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def begin(self, x: Tensor, y: Tensor, v: Tensor) -> None:
+        """Take in a batch and its features: the prototypes move, and labels are laid out."""
+        self.batch, self.features = (x, y), v
+        move_prototypes(self.prototypes, v, y, self._config.prototype_momentum)
+        self._balanced = balanced_labels(len(y), self.steps, self._ctx.num_classes).to(y.device)
+        self.steps += 1
+        self._count += 1
+
+    def synthetic(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return (e, its labels, its base) of each part of `augment`, without gradient."""
+        with torch.no_grad():
+            parts = self._parts()
+            if not self._config.interpolate:
+                return parts
+            rho = self._payload["rho"]
+            return [(torch.lerp(base, e, rho), labels, base) for e, labels, base in parts]
+
+    def _parts(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        assert self.batch is not None
+        y, s, which = self.batch[1], self._balanced, self._config.augment
+        sources = []
+        if which in ("both", "prototype"):
+            sources.append((self.prototypes[s], s))
+        if which in ("both", "real"):
+            sources.append((self.features, y))
+        parts = []
+        for base, labels in sources:
+            with torch.no_grad():
+                raw = self.g(self.noise(len(labels)), labels)
+            e = base + self.r(raw, labels) if self._config.use_rtnet else raw
+            parts.append((e, labels, base))
+        return parts
+
+    def noise(self, count: int) -> Tensor:
+        """Return fresh noise (count, z_dim)."""
+        draw = torch.rand if self._config.noise == "uniform" else torch.randn
+        return draw((count, self._noise_dim), generator=self._rng).to(self._ctx.device)
+
+    def step_generator(self, head: nn.Module) -> None:
+        """Step B: right for this client's head, away from this client's features."""
+        c, s = self._config, self._balanced
+        self.g.train()
+        out = self.g(self.noise(len(s)), s)
+        apart = (
+            mmd(out, self.features) if c.dist_g == "mmd" else F.mse_loss(out, self.prototypes[s])
+        )
+        right = F.cross_entropy(head(out), s)
+        self._descend("generator", self._flat_g, right - c.lam_g * apart, c.generator_lr)
+        self.g.eval()
+        self._note(generator_loss=right.item(), generator_distance=apart.item())
+
+    def step_rtnet(self, head: nn.Module) -> None:
+        """Step C: near its base, and hard for this client's head."""
+        c = self._config
+        self.r.train()
+        parts = self._parts()
+        entropy = torch.stack([mean_entropy(head(e)) for e, _, _ in parts]).mean()
+        apart = torch.stack(
+            [mmd(e, base) if c.dist_r == "mmd" else F.mse_loss(e, base) for e, _, base in parts]
+        ).mean()
+        self._descend("rtnet", self._flat_r, c.lam_r * apart - entropy, c.rtnet_lr)
+        self.r.eval()
+        self._note(rtnet_entropy=entropy.item(), rtnet_distance=apart.item())
+
+    def _descend(self, name: str, net: FlatModel, loss: Tensor, lr: float) -> None:
+        parameters: list[Tensor] = [*net.parameters]
+        grads = list(torch.autograd.grad(loss, parameters))
+        with torch.no_grad():
+            clip = self._config.generator_clip if name == "generator" else None
+            if clip is not None:
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+                torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
+            if self._config.momentum:
+                if name in self._momenta:
+                    torch._foreach_mul_(self._momenta[name], self._config.momentum)
+                    torch._foreach_add_(self._momenta[name], grads)
+                else:
+                    self._momenta[name] = grads
+                grads = self._momenta[name]
+            torch._foreach_add_(parameters, grads, alpha=-lr)
+
+    def _note(self, **values: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def metrics(self) -> dict[str, float]:
+        """Return means over the round's steps."""
+        return {name: total / self._count for name, total in self._sums.items()}
+
+    def shared_generator(self) -> Params:
+        """Return the part of the generator that the payload named."""
+        names = set(self._payload["generator"])
+        return self._flat_g.params().only(lambda name: name in names)
+
+    def state(self) -> State:
+        """Return what the client keeps of the augmentation."""
+        kept: State = {
+            "rtnet": self._flat_r.params(),
+            "prototypes": self.prototypes.cpu(),
+            "steps": self.steps,
+        }
+        if len(self._payload["generator"]) < len(self._flat_g.params()):
+            kept["generator"] = self._flat_g.params()
+        return kept
+
+
+@torch.no_grad()
+def move_prototypes(prototypes: Tensor, v: Tensor, y: Tensor, momentum: float) -> None:
+    """Move the rows (C, D) of the classes in the batch towards its class means, in place."""
+    one_hot = F.one_hot(y, len(prototypes)).to(v.dtype)
+    sizes = one_hot.sum(0)
+    present = sizes > 0
+    means = (one_hot.T @ v)[present] / sizes[present, None]
+    prototypes[present] = torch.lerp(prototypes[present], means, momentum)
+
+
+def balanced_labels(batch: int, step: int, num_classes: int) -> Tensor:
+    """Return labels that go round the classes, from where the step before ended, int64 (batch,)."""
+    return (torch.arange(batch) + step * batch) % num_classes
+
+
+def mean_entropy(logits: Tensor) -> Tensor:
+    """Return the mean Shannon entropy in nats of softmax(logits), logits (batch, C)."""
+    log_p = F.log_softmax(logits, dim=1)
+    return -(log_p.exp() * log_p).sum(1).mean()

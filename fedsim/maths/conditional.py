@@ -1,0 +1,55 @@
+"""Two-layer networks that map a vector and a class to features of a model."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsim import rng
+from fedsim.params import FlatModel, Params
+
+
+class Conditional(nn.Module):
+    """concat(x, one-hot y) -> Linear -> BatchNorm -> ReLU -> Linear -> BatchNorm [-> ReLU].
+
+    x is (batch, inputs), y int64 (batch,); the result (batch, outputs), >= 0 with `positive`.
+    """
+
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, num_classes: int, positive: bool
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.first = nn.Linear(inputs + num_classes, hidden)
+        self.first_norm = nn.BatchNorm1d(hidden)
+        self.last = nn.Linear(hidden, outputs)
+        self.last_norm = nn.BatchNorm1d(outputs)
+        self.positive = positive
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        labels = F.one_hot(y, self.num_classes).to(x.dtype)
+        h = F.relu(self.first_norm(self.first(torch.cat([x, labels], dim=1))))
+        out: Tensor = self.last_norm(self.last(h))
+        return F.relu(out) if self.positive else out
+
+
+def generator_network(dim: int, noise: int, num_classes: int) -> Conditional:
+    """Return FRAug's generator g: noise (batch, noise) and classes to features (batch, dim)."""
+    return Conditional(noise, dim, dim, num_classes, positive=True)
+
+
+def transformation_network(dim: int, noise: int, num_classes: int) -> Conditional:
+    """Return FRAug's RTNet r: features (batch, dim) and classes to residuals (batch, dim)."""
+    return Conditional(dim, noise, dim, num_classes, positive=False)
+
+
+def initial_weights(network: Conditional, seed: int, purpose: str, client: int = -1) -> Params:
+    """Return weights as torch draws them, from the stream (seed, purpose, client)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.derive(seed, purpose, 0, client))
+        for layer in (network.first, network.last):
+            layer.reset_parameters()
+    for norm in (network.first_norm, network.last_norm):
+        norm.reset_parameters()
+    return FlatModel(network).params()

@@ -1,0 +1,57 @@
+"""The kernel discrepancy: its definition written out, and what it must not depend on."""
+
+import math
+
+import pytest
+import torch
+
+from fedsim.maths.distances import KERNELS, mmd
+
+
+def batches(shift: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 12, 5, generator=generator)
+    return a, b + shift
+
+
+def test_two_points_by_hand() -> None:
+    """One row each, 3 apart: the mean squared distance of different rows is 9, s is 9 / 4."""
+    a, b = torch.tensor([[0.0]]), torch.tensor([[3.0]])
+    kernels = sum(math.exp(-9 / (9 / 4 * 2**q)) for q in range(5))
+    assert float(mmd(a, b)) == pytest.approx(2 * 5 - 2 * kernels, rel=1e-5)
+
+
+def test_the_definition_written_out() -> None:
+    a, b = batches(1.0)
+    rows = [*a, *b]
+    squares = [[float(((x - y) ** 2).sum()) for y in rows] for x in rows]
+    s = sum(map(sum, squares)) / (24 * 23) / 4
+
+    def mean(first: range, second: range) -> float:
+        values = [
+            sum(math.exp(-squares[i][j] / (s * 2**q)) for q in range(5))
+            for i in first
+            for j in second
+        ]
+        return sum(values) / len(values)
+
+    one, two = range(12), range(12, 24)
+    expected = mean(one, one) + mean(two, two) - mean(one, two) - mean(two, one)
+    assert float(mmd(a, b)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_invariances_and_bounds() -> None:
+    a, b = batches(1.0)
+    value = float(mmd(a, b))
+    assert float(mmd(a, a)) == pytest.approx(0.0, abs=1e-6)
+    assert float(mmd(a, a.flip(0))) == pytest.approx(0.0, abs=1e-6)
+    assert float(mmd(b, a)) == pytest.approx(value, rel=1e-5)
+    assert float(mmd(a + 100, b + 100)) == pytest.approx(value, rel=1e-3)
+    assert float(mmd(a * 1e3, b * 1e3)) == pytest.approx(value, rel=1e-4)
+    assert 0 < value < float(mmd(*batches(5.0))) < 2 * KERNELS
+    assert float(mmd(torch.ones(4, 3), torch.ones(4, 3))) == 0.0
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        mmd(torch.ones(3, 2), torch.ones(4, 2))
