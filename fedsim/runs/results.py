@@ -92,7 +92,7 @@ class Run:
         return dict(zip(keys.tolist(), last["value"].tolist(), strict=True))
 
     def names(self) -> list[str]:
-        """Return the global metrics that were recorded, as ``split/name``, in the order of their first."""
+        """Return the global metrics as ``split/name``, in the order in which they came."""
         with self._database() as db:
             if db is None:
                 return []
