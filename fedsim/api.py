@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,8 @@ def run(
         with open_executor(parts) as executor:
             folder.begin(to_yaml(experiment), describe(), parts.manifest)
             progress.folder = folder.path
-            _execute(parts, executor, folder, progress, resumed=False)
+            with closing(progress):
+                _execute(parts, executor, folder, progress, resumed=False)
     return Run(folder.path)
 
 
@@ -83,7 +84,7 @@ def resume(folder: str | Path, *, progress: Progress | None = None) -> Run:
             return components.build_dataset(experiment), manifest
 
         parts = build_parts(experiment, stored)
-        with open_executor(parts) as executor:
+        with open_executor(parts) as executor, closing(progress):
             _execute(parts, executor, opened, progress, resumed=True)
     return Run(opened.path)
 

@@ -33,6 +33,13 @@ app = typer.Typer(
     suggest_commands=False,  # click does
 )
 
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="tensorboard|mlflow|wandb", help="Also send metrics there."),
+]
+TrackClientsOption = Annotated[
+    bool, typer.Option("--track-clients", help="Also the last values of every client.")
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder that holds the runs.")]
 
 
@@ -96,6 +103,8 @@ def run(
     ] = None,
     out: OutOption = Path("runs"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
+    track: TrackOption = None,
+    track_clients: TrackClientsOption = False,
 ) -> int:
     """Run an experiment."""
     chosen: list[int | None] = [None] if seeds is None else [*_parse_seeds(seeds)]
@@ -105,7 +114,7 @@ def run(
     if seeds is not None and not force:
         _refuse_existing(file, overrides, out, _parse_seeds(seeds))
     for seed in chosen:
-        with _watched() as progress:
+        with _watched(track=track or (), track_clients=track_clients) as progress:
             import fedsim
 
             fedsim.run(file, set=overrides, seed=seed, out=out, force=force, progress=progress)
@@ -159,9 +168,11 @@ def sweep(
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    track: TrackOption = None,
+    track_clients: TrackClientsOption = False,
 ) -> int:
     """Go on with an interrupted or failed run."""
-    with _watched(folder) as progress:
+    with _watched(folder, track or (), track_clients) as progress:
         import fedsim
 
         fedsim.resume(folder, progress=progress)
@@ -303,6 +314,18 @@ def export(
 
 
 @app.command()
+def new(
+    kind: Annotated[str, typer.Argument(metavar="strategy|client", help="What to write.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, such as trimmed-mean.")],
+) -> None:
+    """Write a strategy or client method to start from, and its test, into this folder."""
+    from fedsim.templates import write_new
+
+    for path in write_new(kind, name, Path()):
+        print(path)
+
+
+@app.command()
 def bench(
     workloads: Annotated[
         list[str] | None, typer.Argument(metavar="[W1..W4]", help="Workloads; all unless given.")
@@ -348,11 +371,17 @@ def _refuse_existing(file: str, overrides: list[str], out: Path, seeds: list[int
 
 
 @contextlib.contextmanager
-def _watched(folder: Path | None = None) -> Iterator[Progress]:
+def _watched(
+    folder: Path | None = None, track: Sequence[str] = (), track_clients: bool = False
+) -> Iterator[Progress]:
     """Give a run its progress display, and say how to go on if it does not reach its end."""
     from fedsim.progress import make_progress
 
-    progress = make_progress()
+    progress: Progress = make_progress()
+    if track:
+        from fedsim.trackers import Tracked, make_trackers
+
+        progress = Tracked(make_trackers(track), progress, track_clients)
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield progress

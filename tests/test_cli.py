@@ -73,7 +73,7 @@ def test_help_names_the_verbs_and_imports_nothing_heavy() -> None:
     assert done.returncode == 0
     verbs = done.stdout.partition("Commands:")[2].split("\n")
     names = " ".join(line.split()[0] for line in verbs if line.strip())
-    assert names == "run sweep resume list show partition features compare export bench"
+    assert names == "run sweep resume list show partition features compare export new bench"
     code = (
         "import sys; from fedsim.cli import main; main(['--help']);"
         "print([m for m in ('torch', 'flwr', 'ray', 'pandas', 'rich', 'pydantic', 'numpy')"

@@ -1,0 +1,57 @@
+"""What `fedsim new` writes runs at once, in any folder, and passes its own test and ours."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsim.cli import main
+from fedsim.errors import InputError
+from fedsim.templates import write_new
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["strategy", "client"])
+def test_what_is_new_passes_its_test(kind: str, tmp_path: Path) -> None:
+    written = write_new(kind, "my-method", tmp_path)
+    assert [path.name for path in written] == ["my_method.py", "test_my_method.py"]
+    for command in (
+        ["pytest", "-q", "-p", "no:cacheprovider", "test_my_method.py"],
+        ["ruff", "check", "--isolated", "--line-length", "100", "."],
+        ["mypy", "--ignore-missing-imports", "my_method.py"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        if command[0] == "pytest":
+            assert "2 passed" in done.stdout
+
+
+def test_the_class_is_named_after_the_method(tmp_path: Path) -> None:
+    write_new("strategy", "trimmed-mean2", tmp_path)
+    assert "class TrimmedMean2(Strategy):" in (tmp_path / "trimmed_mean2.py").read_text()
+
+
+@pytest.mark.parametrize("name", ["2nd", "a b", "Über", "class", "../up", "", "-x", "a.b"])
+def test_names_that_are_none(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="NAME must be lower-case letters"):
+        write_new("strategy", name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_mine.py").write_text("mine")
+    assert main(["new", "strategy", "mine"]) == 2
+    assert "test_mine.py exists already" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["test_mine.py"]
+    assert main(["new", "stratgy", "other"]) == 2
+    assert "Did you mean 'strategy'" in capsys.readouterr().err
+    assert main(["new", "client", "other"]) == 0
+    assert capsys.readouterr().out == "other.py\ntest_other.py\n"
