@@ -134,11 +134,15 @@ class Augmenter:
         noise = shared["first.weight"].shape[1] - classes
         self._noise_dim = noise
         generator = generator_network(dim, noise, classes)
-        whole = state.get("generator") or initial_weights(generator, ctx.seed, "fraug/generator")
         rtnet = transformation_network(dim, noise, classes)
-        own = state.get("rtnet") or initial_weights(rtnet, ctx.seed, "fraug/rtnet", ctx.client_id)
         self._flat_g, self._flat_r = (FlatModel(n, ctx.device) for n in (generator, rtnet))
-        self._flat_g.load(whole.merged(shared))
+        if len(shared) < len(self._flat_g.layout.names) + len(self._flat_g.layout.integers):
+            fresh = initial_weights(generator, ctx.seed, "fraug/generator")
+            self._flat_g.load(state.get("generator", fresh))
+        self._flat_g.load(shared)
+        own = state.get("rtnet")
+        if own is None:
+            own = initial_weights(rtnet, ctx.seed, "fraug/rtnet", ctx.client_id)
         self._flat_r.load(own)
         self.g: Conditional = generator.eval()
         self.r: Conditional = rtnet.eval()
@@ -151,7 +155,7 @@ class Augmenter:
         self._balanced = zeros
         self._momenta: dict[str, list[Tensor]] = {}
         self._rng = streams.torch_generator(ctx.seed, "fraug/noise", ctx.round, ctx.client_id)
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor | float] = {}
         self._count = 0
 
     def begin(self, x: Tensor, y: Tensor, v: Tensor) -> None:
@@ -179,13 +183,16 @@ class Augmenter:
             sources.append((self.prototypes[s], s))
         if which in ("both", "real"):
             sources.append((self.features, y))
-        parts = []
-        for base, labels in sources:
-            with torch.no_grad():
-                raw = self.g(self.noise(len(labels)), labels)
-            e = base + self.r(raw, labels) if self._config.use_rtnet else raw
-            parts.append((e, labels, base))
-        return parts
+        # The generator is in evaluation mode: rows do not see each other, and one pass serves all.
+        noise = torch.cat([self.noise(len(labels)) for _, labels in sources])
+        with torch.no_grad():
+            raws = self.g(noise, torch.cat([labels for _, labels in sources])).split(len(y))
+        if not self._config.use_rtnet:
+            return [(raw, labels, base) for raw, (base, labels) in zip(raws, sources, strict=True)]
+        return [
+            (base + self.r(raw, labels), labels, base)
+            for raw, (base, labels) in zip(raws, sources, strict=True)
+        ]
 
     def noise(self, count: int) -> Tensor:
         """Return fresh noise (count, z_dim)."""
@@ -203,7 +210,7 @@ class Augmenter:
         right = F.cross_entropy(head(out), s)
         self._descend("generator", self._flat_g, right - c.lam_g * apart, c.generator_lr)
         self.g.eval()
-        self._note(generator_loss=right.item(), generator_distance=apart.item())
+        self._note(generator_loss=right.detach(), generator_distance=apart.detach())
 
     def step_rtnet(self, head: nn.Module) -> None:
         """Step C: near its base, and hard for this client's head."""
@@ -216,7 +223,7 @@ class Augmenter:
         ).mean()
         self._descend("rtnet", self._flat_r, c.lam_r * apart - entropy, c.rtnet_lr)
         self.r.eval()
-        self._note(rtnet_entropy=entropy.item(), rtnet_distance=apart.item())
+        self._note(rtnet_entropy=entropy.detach(), rtnet_distance=apart.detach())
 
     def _descend(self, name: str, net: FlatModel, loss: Tensor, lr: float) -> None:
         parameters: list[Tensor] = [*net.parameters]
@@ -235,13 +242,13 @@ class Augmenter:
                 grads = self._momenta[name]
             torch._foreach_add_(parameters, grads, alpha=-lr)
 
-    def _note(self, **values: float) -> None:
+    def _note(self, **values: Tensor) -> None:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def metrics(self) -> dict[str, float]:
         """Return means over the round's steps."""
-        return {name: total / self._count for name, total in self._sums.items()}
+        return {name: float(total) / self._count for name, total in self._sums.items()}
 
     def shared_generator(self) -> Params:
         """Return the part of the generator that the payload named."""

@@ -20,7 +20,7 @@ class Conditional(nn.Module):
         self, inputs: int, hidden: int, outputs: int, num_classes: int, positive: bool
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.inputs = inputs
         self.first = nn.Linear(inputs + num_classes, hidden)
         self.first_norm = nn.BatchNorm1d(hidden)
         self.last = nn.Linear(hidden, outputs)
@@ -28,8 +28,11 @@ class Conditional(nn.Module):
         self.positive = positive
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        labels = F.one_hot(y, self.num_classes).to(x.dtype)
-        h = F.relu(self.first_norm(self.first(torch.cat([x, labels], dim=1))))
+        weight = self.first.weight
+        # A one-hot input picks a column of the weight.
+        first = F.linear(x, weight[:, : self.inputs], self.first.bias)
+        first = first + weight[:, self.inputs :].T.index_select(0, y)
+        h = F.relu(self.first_norm(first))
         out: Tensor = self.last_norm(self.last(h))
         return F.relu(out) if self.positive else out
 

@@ -28,9 +28,16 @@ def mmd(a: Tensor, b: Tensor) -> Tensor:
     rows = torch.cat([a, b])
     # Differences from the common mean: squares of large numbers would lose what is between rows.
     rows = rows - rows.mean(0).detach()
-    squares = (rows**2).sum(1)
-    distances = (squares[:, None] + squares[None] - 2 * rows @ rows.T).clamp_min(0)
-    bandwidth = distances.detach().sum() / (4 * n**2 - 2 * n) / 4
-    scaled = distances / bandwidth.clamp_min(_FLOOR)
-    kernel = sum((torch.exp(-scaled / 2**q) for q in range(KERNELS)), torch.zeros_like(scaled))
-    return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
+    squares = (rows * rows).sum(1)
+    # -|x - y|^2, which rounding may leave above 0
+    negative = torch.addmm(-squares[:, None], rows, rows.T, alpha=2).sub(squares).clamp_max(0)
+    bandwidth = -negative.detach().sum() / (4 * n**2 - 2 * n) / 4
+    # The widest Gaussian; each narrower one is the square of the one before.
+    power = torch.exp(negative / (2 ** (KERNELS - 1) * bandwidth.clamp_min(_FLOOR)))
+    kernel = power
+    for _ in range(KERNELS - 1):
+        power = power * power
+        kernel = kernel + power
+    signs = torch.ones(2 * n, device=rows.device, dtype=rows.dtype)
+    signs[n:] = -1
+    return torch.dot(signs, kernel @ signs) / n**2

@@ -120,7 +120,9 @@ def _find(name: str | None, root: str | None) -> Path:
         if folder.is_dir():
             return folder
     if name is None:
-        raise InputError(f"there is no folder {folders[0]}; dataset.root must be one of images")
+        raise InputError(
+            f"there is no folder {folders[0]}; dataset.root must be a folder of images"
+        )
     card = SETS[name]
     raise InputError(
         f"{card.title} was not found in {', '.join(map(str, folders))}: get it from its authors "
