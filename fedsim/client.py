@@ -35,11 +35,13 @@ class Update:
 
     `tensors` is a tree, ``{"model": Params}`` for methods that send the whole model; `weight`
     is the client's weight in a weighted mean, usually its number of training samples (> 0).
+    `client` is who sent it, which the server fills in; None where it stands for several.
     """
 
     tensors: Tree
     weight: float
     metrics: Metrics = field(default_factory=dict)
+    client: int | None = None
 
 
 @dataclass

@@ -9,11 +9,14 @@ never averaged.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+from fedsim.parts import under
 
 
 @dataclass(frozen=True)
@@ -194,14 +197,22 @@ def zeros_like(params: Params) -> Params:
 class FlatModel:
     """A module whose parameters and float buffers are views of one resident vector.
 
+    What lies under the names in the module's attribute `frozen`, such as ``("body.backbone",)``, is
+    never trained and no part of the vector: it is not sent, kept or saved, and has no gradient.
+
     Loading a model is one copy, reading it back is one copy, and a plain SGD step over the
     whole model can be one vector operation. `module` is the module given, changed in place.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
         self.module = module.to(device)
-        parameters = dict(module.named_parameters())
-        buffers = dict(module.named_buffers())
+        frozen = under(tuple(getattr(module, "frozen", ())))
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self.frozen = {name: tensor for name, tensor in tensors.items() if frozen(name)}
+        for tensor in self.frozen.values():
+            tensor.requires_grad_(False)
+        parameters = {n: p for n, p in module.named_parameters() if not frozen(n)}
+        buffers = {n: b for n, b in module.named_buffers() if not frozen(n)}
         floats = {k: b for k, b in buffers.items() if b.is_floating_point()}
         integers = {k: b for k, b in buffers.items() if not b.is_floating_point()}
         named = {**parameters, **floats}
@@ -237,6 +248,17 @@ class FlatModel:
         self.flat.copy_(params.flat)
         for name, buffer in self._integers.items():
             buffer.copy_(params.integers[name])
+
+    def frozen_digest(self) -> str:
+        """Return the sha256 (hex) of the frozen tensors; empty if there are none."""
+        if not self.frozen:
+            return ""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.frozen.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            flat = tensor.detach().cpu().contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def params(self) -> Params:
         """Return a CPU copy of what the model holds now."""

@@ -127,6 +127,8 @@ class RoundLoop:
         def usable(value: Any) -> None:
             if value["experiment"] != digest(self.experiment):
                 raise RunFailed("it belongs to another experiment than config.yaml describes")
+            if value.get("frozen", "") != self.parts.model.frozen_digest():
+                raise RunFailed("the frozen part of the model has other weights than it had")
             self._states.restore(value["states"])
 
         found = checkpoint.load_latest(self.folder.path, usable)
@@ -307,6 +309,7 @@ class RoundLoop:
         self._states.commit(round)
         value = {
             "experiment": digest(self.experiment),
+            "frozen": self.parts.model.frozen_digest(),
             "strategy": capture(self.parts.strategy),
             "params": self.params,
             "extra": self._extra,

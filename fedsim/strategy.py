@@ -201,7 +201,8 @@ class Strategy(FlowerStrategy):
             weight = float(numbers.pop(WEIGHT_KEY))  # type: ignore[arg-type]
             metrics = {k: float(v) for k, v in numbers.items() if not isinstance(v, list)}
             like = self.generic(self.state) if "model" in self.needs else None
-            updates.append(Update(tree_of(arrays, like), weight, metrics))
+            sender = None if self.weighted_mean else reply.metadata.src_node_id
+            updates.append(Update(tree_of(arrays, like), weight, metrics, sender))
         if not updates:
             return None, None
         self.state, metrics = self.aggregate(self.state, updates)

@@ -31,6 +31,9 @@ CLIENTS = sorted(registry.names("clients"))
 NORMED = {"name": f"{Path(__file__).resolve().parent}/models.py:normed"}
 """For strategies that refuse a model without BatchNorm."""
 
+PROMPTED = {"name": "vit", "width": 16, "heads": 2, "layers": 2, "prompts": 3}
+"""For strategies that refuse a model without prompts."""
+
 
 def required(kind: str, name: str) -> dict[str, Any]:
     """Return values for the options that have no default: none so far."""
@@ -47,7 +50,16 @@ def experiment(strategy: str, **changes: Any) -> dict[str, Any]:
 
 def fitting(strategy: str) -> dict[str, Any]:
     """Return the model that a strategy can not do without, if there is such."""
+    if strategy == "pfedpg":
+        return {"model": PROMPTED}
     return {"model": NORMED} if strategy in ("fedbn", "silobn") else {}
+
+
+def numbers(update: Update) -> list[torch.Tensor]:
+    """Return the tensors of an update that are not empty."""
+    leaves = [leaf for _, leaf in trees.leaves(update.tensors)]
+    flats = [leaf.flat if isinstance(leaf, Params) else leaf for leaf in leaves]
+    return [flat for flat in flats if flat.numel()]
 
 
 class Played:
@@ -76,6 +88,7 @@ class Played:
         generator = fedsim.rng.torch_generator(0, "client", round, client)
         data = self.worker.data(Assignment(client, self.manifest.client(client)))
         self.states[client], update = self.client.train(payload, state, data, generator, context)
+        update.client = None if self.strategy.weighted_mean else client
         return update
 
     def payload(self, round: int, client: int) -> dict[str, Any]:
@@ -141,7 +154,7 @@ def test_inputs_are_not_touched(name: str) -> None:
     other = played.train(4, payload)
     if name not in SENDING:
         return
-    assert update.tensors["model"].flat.data_ptr() != other.tensors["model"].flat.data_ptr()
+    assert numbers(update)[0].data_ptr() != numbers(other)[0].data_ptr()
     updates = [update, other]
     given = [bits(u.tensors) for u in updates]
     state, _ = played.strategy.aggregate(played.strategy.state, updates)
@@ -246,7 +259,8 @@ def test_all_clients_but_one_fail(
             raise RuntimeError("not today")
         state, update = original(self, payload, state, data, rng, ctx)
         if ctx.client_id != 5:
-            update.tensors["model"].flat.fill_(float("nan"))
+            for tensor in numbers(update):
+                tensor.fill_(float("nan"))
         return state, update
 
     monkeypatch.setattr(client, "train", train)

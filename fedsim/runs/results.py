@@ -178,16 +178,19 @@ class Run:
             InputError: as `arrays`; or the server has a part of a model only.
         """
         from fedsim.api import build_model
+        from fedsim.parts import under
 
         arrays = self.arrays()
         module = build_model(self.config)
-        if missing := sorted(set(module.state_dict()) - set(arrays)):
+        frozen = under(tuple(getattr(module, "frozen", ())))
+        wanted = {name for name in module.state_dict() if not frozen(name)}
+        if missing := sorted(wanted - set(arrays)):
             raise InputError(
                 f"run {self.path} has no whole global model: {self.config.strategy.name} leaves "
                 f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''} with the clients; "
                 "arrays() returns what the server has"
             )
-        module.load_state_dict(arrays)
+        module.load_state_dict(arrays, strict=False)  # what is frozen is there already
         return module.eval()
 
     def __repr__(self) -> str:

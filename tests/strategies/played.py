@@ -51,7 +51,7 @@ class Player:
     def module(self, model: Params) -> torch.nn.Module:
         """Return an independent module with these weights, in training mode."""
         module = copy.deepcopy(self.worker.model.module)
-        module.load_state_dict({name: model[name].clone() for name in model})
+        module.load_state_dict({name: model[name].clone() for name in model}, strict=False)
         return module.train().requires_grad_()
 
     def batches(self, epochs: int = 1, client: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:

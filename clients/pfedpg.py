@@ -1,0 +1,75 @@
+"""pFedPG's client: trains the prompts it is given and a head of its own (arXiv:2308.15367,
+Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedsim import rng as streams
+from fedsim.client import ClientContext, Tree
+from fedsim.data.views import ClientData
+from fedsim.errors import check
+from fedsim.evaluate import accuracy_and_loss
+from fedsim.local_sgd import Fit, LocalSGD
+from fedsim.params import Params
+from fedsim.parts import in_head
+
+PROMPTS = "body.prompts"
+
+State = dict[str, Params]
+
+
+class PFedPG(LocalSGD):
+    """Sends how the prompts moved, keeps the head; prompts begin each round as the server's.
+
+    ``personal/...`` is scored with prompts and head after a further local round, which is not
+    kept (adapted), ``personal-generated/...`` with the server's prompts and the head as it is.
+    """
+
+    stateful = True
+    needs = frozenset({"prompts"})
+    sends = frozenset({"prompts"})
+
+    @dataclass(frozen=True)
+    class Config(LocalSGD.Config):
+        epochs: int = 5
+        batch_size: int = 64
+        lr: float = 0.25
+        momentum: float = 0.9  # not stated in the paper; that of the VPT code
+        weight_decay: float = 0.001
+        adapt_epochs: int | None = None  # before the personal evaluation, >= 0; `epochs` if null
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            epochs = self.adapt_epochs
+            check(epochs is None or epochs >= 0, "adapt_epochs must be >= 0", epochs)
+
+    def init_state(self, ctx: ClientContext) -> State:
+        return {"head": ctx.initial.only(in_head)}
+
+    def start(self, payload: Tree, state: State, ctx: ClientContext) -> None:
+        prompts = {PROMPTS: payload["prompts"]}
+        ctx.model.load(ctx.initial.merged(state["head"]).merged(prompts))
+
+    def update(self, fit: Fit) -> Tree:
+        return {"prompts": fit.ctx.model.params()[PROMPTS] - fit.payload["prompts"]}
+
+    def keep(self, fit: Fit) -> State:
+        return {"head": fit.ctx.model.params().only(in_head)}
+
+    def evaluate(
+        self, payload: Tree, state: State, data: ClientData, ctx: ClientContext
+    ) -> Mapping[str, float]:
+        if len(data.test) == 0:
+            return {}
+        self.start(payload, state, ctx)
+        accuracy, loss = accuracy_and_loss(ctx.model.module, data.test)
+        metrics = {"personal-generated/accuracy": accuracy, "personal-generated/loss": loss}
+        epochs = self.config.adapt_epochs
+        epochs = self.config.epochs if epochs is None else epochs
+        if epochs > 0 and len(data.train) > 0:
+            rng = streams.torch_generator(ctx.seed, "client/adapt", ctx.round, ctx.client_id)
+            self.fit(payload, state, data.train, rng, ctx, epochs=epochs)
+            accuracy, loss = accuracy_and_loss(ctx.model.module, data.test)
+        return {"personal/accuracy": accuracy, "personal/loss": loss, **metrics}

@@ -1,0 +1,279 @@
+"""pFedPG: the generator's gradient, its sign, and what never leaves a client."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("transformers")
+
+import fedsim
+from fedsim.client import Update
+from fedsim.errors import InputError
+from fedsim.strategy import ServerContext
+from strategies.pfedpg import PFedPG, generated, surrogate_gradients
+from tests.runs import tiny
+from tests.strategies.played import Player
+
+MODEL = {"name": "vit", "width": 16, "heads": 2, "layers": 2, "prompts": 3}
+K, L = 3, 16
+
+
+def player(**client: Any) -> Player:
+    return Player(strategy={"name": "pfedpg"}, model=MODEL, client=client)
+
+
+def bound(scene: Player, **options: Any) -> PFedPG:
+    strategy = PFedPG(PFedPG.Config(**options))
+    worker = scene.worker
+    strategy.bind(scene.initial, ServerContext(0, 10, 8, 8, 10, worker.model, worker.dataset))
+    return strategy
+
+
+def tiny_weights(rows: int = 1) -> dict[str, Tensor]:
+    """K = 2 prompts of width 4 for 3 clients, in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "base": (2, 4), "descriptors": (3, rows, 4), "query": (4, 5), "key": (4, 5),
+        "value": (4, 5), "out": (5, 4),
+    }  # fmt: skip
+    return {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
+
+
+def train(scene: Player, prompts: Tensor, client: int, state: Any = None) -> tuple[Any, Update]:
+    context = scene.context(client)
+    state = scene.client.init_state(context) if state is None else state
+    return scene.client.train(
+        {"prompts": prompts}, state, scene.data(client), scene.rng(client), context
+    )
+
+
+# The generator
+
+
+def test_the_generator_by_hand() -> None:
+    w = tiny_weights()
+    found = generated(w, [2, 0])
+    assert found.shape == (2, 2, 4)
+    for row, client in enumerate((2, 0)):
+        d = w["descriptors"][client][0]
+        scores = [(d @ w["query"]) @ (w["base"][k] @ w["key"]) / math.sqrt(5) for k in range(2)]
+        e = [math.exp(float(s)) for s in scores]
+        mixed = sum((e[k] / sum(e)) * (w["base"][k] @ w["value"]) for k in range(2))
+        for k in range(2):
+            torch.testing.assert_close(found[row, k], w["base"][k] + mixed @ w["out"])
+
+
+def test_one_descriptor_row_moves_all_prompts_alike() -> None:
+    w = tiny_weights()
+    shift = generated(w, [0, 1]) - w["base"]
+    torch.testing.assert_close(shift[:, 0], shift[:, 1])
+    assert not torch.allclose(shift[0], shift[1])
+    several = tiny_weights(rows=2)
+    shift = generated(several, [0]) - several["base"]
+    assert not torch.allclose(shift[0, 0], shift[0, 1])
+
+
+def test_equal_descriptors_give_equal_prompts() -> None:
+    w = tiny_weights()
+    w["descriptors"][1] = w["descriptors"][0]
+    found = generated(w, [0, 1, 2])
+    assert found[0].equal(found[1])
+    swapped = {**w, "descriptors": w["descriptors"][[2, 1, 0]]}
+    torch.testing.assert_close(generated(swapped, [0, 1, 2]), found[[2, 1, 0]])
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_gradient_is_the_vector_jacobian_product(rows: int) -> None:
+    """Against finite differences of mean_n <P_n, g_n>, in every weight."""
+    w = tiny_weights(rows)
+    clients = [0, 2]
+    g = torch.randn(2, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = surrogate_gradients(w, clients, g)
+
+    def surrogate(weights: dict[str, Tensor]) -> float:
+        return float((generated(weights, clients) * g).sum() / 2)
+
+    for name, weight in w.items():
+        for place in range(weight.numel()):
+            ends = []
+            for step in (1e-6, -1e-6):
+                changed = weight.clone()
+                changed.view(-1)[place] += step
+                ends.append(surrogate({**w, name: changed}))
+            numeric = (ends[0] - ends[1]) / 2e-6
+            assert float(found[name].view(-1)[place]) == pytest.approx(numeric, abs=1e-7)
+
+
+def test_a_client_that_did_not_move_has_no_gradient_of_its_descriptor() -> None:
+    w = tiny_weights()
+    g = torch.zeros(3, 2, 4, dtype=torch.float64)
+    g[1] = 1.0
+    found = surrogate_gradients(w, [0, 1, 2], g)
+    moved = found["descriptors"].flatten(1).any(1)
+    assert moved.tolist() == [False, True, False]
+    assert all(bool(found[name].any()) for name in ("base", "query", "key", "value", "out"))
+
+
+# The server's step
+
+
+def updates(scene: Player, strategy: PFedPG, scale: float = 1.0) -> list[Update]:
+    made = strategy.configure(strategy.state, 1, range(8))
+    found = []
+    for client in range(8):
+        _, update = train(scene, made.own[client]["prompts"], client)
+        update.client = client
+        update.tensors["prompts"] *= scale
+        found.append(update)
+    return found
+
+
+def test_no_movement_changes_nothing() -> None:
+    scene = player()
+    for optimiser in ("adam", "sgd"):
+        strategy = bound(scene, optimiser=optimiser)
+        still = [Update({"prompts": torch.zeros(K, L)}, 1.0, client=c) for c in range(8)]
+        state, _ = strategy.aggregate(strategy.state, still)
+        for name, weight in strategy.state.weights.items():
+            assert state.weights[name].equal(weight), name
+
+
+def test_one_sgd_step_is_the_chain_rule_and_lowers_the_clients_losses() -> None:
+    """One local step without decay: g_n is the rate times the gradient, and the sign is descent."""
+    client = {"epochs": 1, "steps": 1, "batch_size": 512, "lr": 0.05, "momentum": 0.0}
+    scene = player(**client, weight_decay=0.0)
+    strategy = bound(scene, optimiser="sgd", lr=0.5)
+    before = generated(strategy.state.weights, range(8))
+
+    def losses(prompts: Tensor) -> list[float]:
+        found = []
+        for c in range(8):
+            scene.client.start(
+                {"prompts": prompts[c]}, scene.client.init_state(scene.context(c)), scene.context(c)
+            )
+            view, module = scene.data(c).train, scene.worker.model.module.eval()
+            with torch.no_grad():
+                found.append(float(F.cross_entropy(module(view.inputs()), view.labels())))
+        return found
+
+    made = updates(scene, strategy)
+    module = scene.module(scene.initial.merged({"body.prompts": before[3].clone()}))
+    view = scene.data(3).train
+    (slope,) = torch.autograd.grad(
+        F.cross_entropy(module(view.inputs()), view.labels()), [module.body.prompts]
+    )
+    torch.testing.assert_close(made[3].tensors["prompts"], -0.05 * slope, rtol=1e-3, atol=1e-6)
+    right, _ = strategy.aggregate(strategy.state, made)
+    for update in made:
+        update.tensors["prompts"] *= -1
+    literal, _ = strategy.aggregate(strategy.state, made)
+    start = sum(losses(before))
+    assert sum(losses(generated(right.weights, range(8)))) < start
+    assert sum(losses(generated(literal.weights, range(8)))) > start
+
+
+def test_adam_is_torchs() -> None:
+    scene = player()
+    strategy = bound(scene, lr=0.01)
+    leaves = {n: w.clone().requires_grad_() for n, w in strategy.state.weights.items()}
+    optimizer = torch.optim.Adam(leaves.values(), lr=0.01)
+    state = strategy.state
+    for seed in (1, 2, 3):
+        moved = torch.randn(8, K, L, generator=torch.Generator().manual_seed(seed))
+        made = [Update({"prompts": moved[c]}, 1.0, client=c) for c in range(8)]
+        optimizer.zero_grad()
+        (generated(leaves, range(8)) * -moved).sum().div(8).backward()
+        optimizer.step()
+        state, _ = strategy.aggregate(state, made)
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(state.weights[name], leaf.detach(), rtol=1e-4, atol=1e-6)
+
+
+# The client
+
+
+def test_messages_are_prompts_alone(tmp_path: Path) -> None:
+    run = fedsim.run(tiny(strategy={"name": "pfedpg"}, model=MODEL), out=tmp_path)
+    # With the prompts a client is told the number of the round.
+    for name, size in (("bytes_up", 4.0 * K * L), ("bytes_down", 4.0 * K * L + 8)):
+        assert set(run.clients[run.clients["name"] == name]["value"]) == {size}
+    assert run.arrays() == {}
+    names = set(run.clients[run.clients["split"] == "test"]["name"])
+    assert {"personal/accuracy", "personal-generated/accuracy"} <= names
+
+
+def test_only_the_head_stays_and_heads_differ() -> None:
+    scene = player()
+    prompts = torch.zeros(K, L)
+    before = scene.worker.model.frozen_digest()
+    one, first = train(scene, prompts, 0)
+    two, _ = train(scene, prompts, 1)
+    assert set(one) == {"head"}
+    assert set(one["head"]) == {"head.weight", "head.bias"}
+    assert not one["head"].flat.equal(two["head"].flat)
+    assert set(first.tensors) == {"prompts"}
+    assert scene.worker.model.frozen_digest() == before
+    # The next round begins with the server's prompts and the own head.
+    scene.client.start({"prompts": prompts + 1}, one, scene.context(0))
+    held = scene.worker.model.params()
+    assert held["body.prompts"].equal(prompts + 1)
+    assert held["head.weight"].equal(one["head"]["head.weight"])
+
+
+def test_local_training_is_sgd_on_prompts_and_head() -> None:
+    scene = player(lr=0.1, momentum=0.9, weight_decay=0.01, epochs=2, batch_size=32)
+    prompts = torch.randn(K, L, generator=torch.Generator().manual_seed(0))
+    state, update = train(scene, prompts, 2)
+    module = scene.module(scene.initial.merged({"body.prompts": prompts}))
+    module.body.backbone.requires_grad_(False)
+    chosen = [module.body.prompts, *module.head.parameters()]
+    optimizer = torch.optim.SGD(chosen, lr=0.1, momentum=0.9, weight_decay=0.01)
+    for x, y in scene.batches(2, client=2):
+        optimizer.zero_grad()
+        F.cross_entropy(module(x), y).backward()
+        optimizer.step()
+    moved = module.body.prompts.detach() - prompts
+    torch.testing.assert_close(update.tensors["prompts"], moved, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state["head"]["head.weight"], module.head.weight.detach())
+
+
+def test_adaptation_is_not_kept() -> None:
+    scene = player(adapt_epochs=3, lr=0.1)
+    prompts = torch.zeros(K, L)
+    state, _ = train(scene, prompts, 0)
+    kept = copy.deepcopy(state["head"].flat)
+    found = scene.client.evaluate({"prompts": prompts}, state, scene.data(), scene.context())
+    assert found["personal/loss"] != pytest.approx(found["personal-generated/loss"], abs=1e-4)
+    assert state["head"].flat.equal(kept)
+    still = player(adapt_epochs=0)
+    found = still.client.evaluate({"prompts": prompts}, state, still.data(), still.context())
+    assert found["personal/loss"] == found["personal-generated/loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"model": {"name": "mlp"}}, "needs a model with shallow prompts"),
+        ({"model": {**MODEL, "prompts": 0}}, "needs a model with shallow prompts"),
+        ({"model": {**MODEL, "deep": True}}, "needs a model with shallow prompts"),
+        ({"strategy": {"name": "pfedpg", "lr": 0.0}}, "lr must be > 0"),
+        ({"strategy": {"name": "pfedpg", "dim": 0}}, "dim must be >= 1"),
+        ({"client": {"adapt_epochs": -1}}, "adapt_epochs must be >= 0"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
+    settings = {"strategy": {"name": "pfedpg"}, "model": MODEL, **changes}
+    with pytest.raises(InputError, match=text):
+        fedsim.run(tiny(**settings), out=tmp_path)
+    assert not list(tmp_path.iterdir())
