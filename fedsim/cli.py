@@ -269,7 +269,8 @@ def compare(
         str | None, typer.Option(help="Run that the others are compared with; FedAvg if none.")
     ] = None,
     choice: Annotated[
-        str, typer.Option(metavar="last|mean-of-last-K", help="The round, or rounds, that count.")
+        str,
+        typer.Option(metavar="last|mean-of-last-K|best-on-validation", help="Which round counts."),
     ] = "last",
     target: Annotated[
         float | None, typer.Option(help="Also rounds, bytes and seconds to this value: 0.9")

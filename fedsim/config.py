@@ -117,8 +117,9 @@ class Evaluation(_Model):
     """When and on whom models are evaluated; the last round always is.
 
     On `validation` nothing reads a test sample: models are scored on all clients' validation
-    samples, as options are chosen. `features` records what the generic model's features look like,
-    `across_domains` how each client's model does on every domain's test samples.
+    samples, as options are chosen; `both` has both, to choose a round by. `features` records what
+    the generic model's features look like, `across_domains` how each client's model does on every
+    domain's test samples.
     """
 
     every: Count = Field(default=1, description="a whole number of rounds, at least 1")
@@ -130,7 +131,15 @@ class Evaluation(_Model):
     shots: Literal["auto", "cumulative", "count"] | None = Field(
         default="auto", description="'auto', 'cumulative', 'count' or null"
     )
-    on: Literal["test", "validation"] = Field(default="test", description="'test' or 'validation'")
+    on: Literal["test", "validation", "both"] = Field(
+        default="test", description="'test', 'validation' or 'both'"
+    )
+
+    @property
+    def split(self) -> str:
+        """What the values without a further name are of: test or validation samples."""
+        return "validation" if self.on == "validation" else "test"
+
     features: bool = Field(default=False, description="true or false")
     across_domains: bool = Field(default=False, description="true or false")
 

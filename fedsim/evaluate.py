@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from fedsim.data.views import View
 from fedsim.moments import Moments
 
+VALIDATION = "validation/"
+"""What the names of values on validation samples begin with, beside those on test samples."""
+
 ShotRule = Literal["cumulative", "count"]
 SHOTS = ("many", "medium", "few")
 

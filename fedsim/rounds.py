@@ -30,7 +30,7 @@ from fedsim.engine.jobs import Executor, Report
 from fedsim.engine.letters import Letters
 from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.errors import InputError, RunFailed
-from fedsim.evaluate import SHOTS, Counts, shot_groups
+from fedsim.evaluate import SHOTS, VALIDATION, Counts, shot_groups
 from fedsim.maths.trees import Tree
 from fedsim.params import FlatModel, Params
 from fedsim.progress import Progress
@@ -189,8 +189,8 @@ class RoundLoop:
         done, self._pending = self._pending, None
         log = done.log
         rows = {("train", name): value for name, value in done.metrics.items()}
-        on = self.experiment.evaluation.on
-        rows |= {(on, name): value for name, value in done.scores.items()}
+        split = self.experiment.evaluation.split
+        rows |= {_placed(split, name): value for name, value in done.scores.items()}
         rows |= {("features", name): value for name, value in done.features.items()}
         rows |= {
             ("train", "clients"): float(len(log.reports) - len(log.failures)),
@@ -201,7 +201,7 @@ class RoundLoop:
         }
         client_rows = _train_rows(log)
         if done.evaluated is not None:
-            client_rows += _columns(on, done.evaluated.reports)
+            client_rows += _columns(split, done.evaluated.reports)
         self._recorder.write_round(done.round, rows, client_rows, done.events)
         self.progress.round_end(done.round, {**done.metrics, **done.scores}, done.seconds)
 
@@ -264,6 +264,10 @@ class RoundLoop:
             if self.experiment.evaluation.on == "validation":
                 values["accuracy_balanced"] = found.balanced()
             scores |= {f"{kind}/{name}": value for name, value in values.items()}
+            if self.experiment.evaluation.on == "both":
+                other = self._grid.score(params, _validation_rows(self.parts), round)
+                values = {**other.metrics(), "accuracy_balanced": other.balanced()}
+                scores |= {f"{VALIDATION}{kind}/{name}": v for name, v in values.items()}
             self._note_features(kind, params, found)
         if not self.experiment.evaluation.personal or not self._grid.evaluation_clients:
             return scores, None
@@ -385,10 +389,10 @@ def build_parts(
     if not is_client_app(client):
         group_size(experiment, client, model.module)  # refuses `vectorise` where it can not be
     parts = Parts(experiment, dataset, manifest, strategy, client, model)
-    if experiment.evaluation.on == "validation" and not manifest.num_validation.any():
+    if experiment.evaluation.on != "test" and not manifest.num_validation.any():
         raise InputError(
-            "evaluation.on is 'validation', but no client has validation samples; set "
-            f"partition.validation above 0, got {experiment.partition.validation}"
+            f"evaluation.on is {experiment.evaluation.on!r}, but no client has validation samples; "
+            f"set partition.validation above 0, got {experiment.partition.validation}"
         )
     if experiment.evaluation.features and "head.weight" not in model.layout.names:
         raise InputError(
@@ -436,8 +440,13 @@ def _scored_rows(parts: Parts) -> int | np.ndarray:
 
     The latter are all clients' validation samples, client by client.
     """
-    if parts.experiment.evaluation.on == "test":
+    if parts.experiment.evaluation.split == "test":
         return len(parts.dataset.test)
+    return _validation_rows(parts)
+
+
+def _validation_rows(parts: Parts) -> np.ndarray:
+    """Return all clients' validation samples, client by client."""
     clients = range(parts.manifest.num_clients)
     return np.concatenate([parts.manifest.client(c).validation for c in clients])
 
@@ -498,5 +507,11 @@ def _columns(split: str, reports: list[Report]) -> list[ClientRows]:
     columns: list[ClientRows] = []
     for name in dict.fromkeys(name for r in reports for name in r.metrics):
         some = [r for r in reports if name in r.metrics]
-        columns.append((split, name, [r.client for r in some], [r.metrics[name] for r in some]))
+        values = [r.metrics[name] for r in some]
+        columns.append((*_placed(split, name), [r.client for r in some], values))
     return columns
+
+
+def _placed(split: str, name: str) -> tuple[str, str]:
+    """Return split and name under which a value is recorded; names may carry ``validation/``."""
+    return ("validation", name.replace(VALIDATION, "", 1)) if VALIDATION in name else (split, name)

@@ -35,7 +35,7 @@ from fedsim.components import (
 )
 from fedsim.data.views import ClientData, View
 from fedsim.engine.jobs import Assignment, Block, BlockResult, Failure, Report, WorkerSpec
-from fedsim.evaluate import counts
+from fedsim.evaluate import VALIDATION, counts
 from fedsim.maths import trees
 from fedsim.maths.trees import Tree
 from fedsim.params import FlatModel
@@ -262,6 +262,13 @@ class Worker:
         task = self._task(block, part, payload)
         self.seed_globals(block, part.client)
         metrics = _numbers(self.client.evaluate(task.payload, task.state, task.data, task.ctx))
+        held = part.indices.validation
+        if self.experiment.evaluation.on == "both" and len(held):
+            indices = part.indices._replace(test=held, on_test_split=False)
+            self._restore_module()
+            there = self.data(replace(part, indices=indices))
+            found = self.client.evaluate(task.payload, task.state, there, task.ctx)
+            metrics |= {f"{VALIDATION}{name}": v for name, v in _numbers(found).items()}
         if self.experiment.evaluation.across_domains:
             for domain, rows in zip(self.dataset.card.domains, self._domain_rows, strict=True):
                 indices = part.indices._replace(test=rows, on_test_split=True)

@@ -30,6 +30,7 @@ _GLOBAL = ("generic/accuracy", "generic/accuracy_many", "generic/accuracy_medium
 _CLIENTS = ("clients/generic/accuracy", "clients/personal/accuracy")
 DEPLOYED = "clients/deployed/accuracy"
 """Of the model that a client would use: its personal one, or the generic one if it has none."""
+BEST = "best-on-validation"
 LOWEST = 0.1
 """The share of clients that "worst 10 %" is the mean of."""
 
@@ -94,8 +95,9 @@ def compare(
     ``clients/personal/accuracy`` (mean over clients), and ``clients/deployed/accuracy``, which is
     the personal one where a method has one and else the generic; by default all accuracies.
     `reference` is a group's name, by default the first of FedAvg or else the first. `choice` says
-    which round counts: ``last``, or ``mean-of-last-K`` evaluations. With `target` the tables of
-    the first metric also say when it was reached.
+    which round counts: ``last``, ``mean-of-last-K`` evaluations, or ``best-on-validation``: the
+    first one with the best value on validation samples (``evaluation.on: both``). With `target` the
+    table of the first metric also says when it was reached.
 
     Raises:
         InputError: no runs, an unknown metric, reference or choice, or runs of different data
@@ -156,13 +158,17 @@ def _open(given: str | Path | Iterable[Run | str | Path]) -> tuple[list[Run], li
 
 
 def _last_count(choice: str) -> int:
+    """Return how many of the last evaluations count; 0 for the best one on validation samples."""
     start, _, number = choice.rpartition("-")
     if choice == "last":
         return 1
+    if choice == BEST:
+        return 0
     if start == "mean-of-last" and number.isdecimal() and int(number) >= 1:
         return int(number)
     raise InputError(
-        f"choice must be 'last' or 'mean-of-last-K' with a whole number K, got {choice!r}"
+        f"choice must be 'last', {BEST!r}, or 'mean-of-last-K' with a whole number K, got "
+        f"{choice!r}"
     )
 
 
@@ -218,8 +224,21 @@ def recorded(run: Run, name: str) -> str:
 
 
 def _number(run: Run, name: str, count: int) -> float:
-    values = run.values(*split_of(recorded(run, name)))["value"].to_numpy()
-    return float(values[-count:].mean()) if len(values) else math.nan
+    split, own = split_of(recorded(run, name))
+    frame = run.values(split, own)
+    if frame.empty:
+        return math.nan
+    if count:
+        return float(frame["value"].to_numpy()[-count:].mean())
+    held = run.values("validation", own.partition("_")[0])  # of accuracy_few: accuracy
+    if split != "test" or held.empty:
+        raise InputError(
+            f"run {run.path} has not recorded {own} on validation samples as well; {BEST} needs "
+            "evaluation.on: both"
+        )
+    scores = held["value"].to_numpy() * (-1 if own.endswith("loss") else 1)
+    chosen = int(held["round"].iloc[int(scores.argmax())])  # the first of equals
+    return float(frame["value"][frame["round"] == chosen].iloc[0])
 
 
 def _row(group: Group, numbers: dict[str, dict[int, float]], base: str) -> dict[str, Any]:

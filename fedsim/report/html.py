@@ -105,7 +105,8 @@ def page(comparison: Comparison) -> str:
 
 def _choice(choice: str) -> str:
     count = choice.removeprefix("mean-of-last-")
-    return "last round" if choice == "last" else f"mean of the last {count} evaluations"
+    named = {"last": "last round", "best-on-validation": "best round on validation samples"}
+    return named.get(choice, f"mean of the last {count} evaluations")
 
 
 def _table(

@@ -141,15 +141,15 @@ class Run:
         from fedsim.progress import summary_table
 
         accuracies = {}
-        on = self.config.evaluation.on
+        split = self.config.evaluation.split
         for model in ("generic", "personal"):
-            values = self.client_values(on, f"{model}/accuracy", last=True)
+            values = self.client_values(split, f"{model}/accuracy", last=True)
             if len(values):
                 accuracies[model] = values["value"].tolist()
         metrics = self.metrics
         seconds = metrics[(metrics["split"] == "train") & (metrics["name"] == "seconds")]
         return summary_table(
-            self.final.get(f"{on}/generic/accuracy"),
+            self.final.get(f"{split}/generic/accuracy"),
             accuracies,
             self.rounds_done,
             float(seconds["value"].sum()),

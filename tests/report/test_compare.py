@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import fedsim
+import fedsim.data.partition
 from fedsim.cli import main
 from fedsim.errors import InputError
 from fedsim.report.plots import matrix_figure
@@ -123,9 +124,36 @@ def test_choices(made: Path) -> None:
     row = last.tables["generic/accuracy"].set_index("run").loc["fedavg"]
     runs = [stored(made / f"fedavg/seed-{s}", "generic/accuracy") for s in (0, 1, 2)]
     assert row["mean"] == pytest.approx(np.mean([[v for _, v in run[-3:]] for run in runs]))
+    with pytest.raises(InputError, match=r"best-on-validation needs evaluation\.on: both"):
+        fedsim.compare(str(made), choice="best-on-validation")
     for bad in ("best", "mean-of-last-0", "mean-of-last-x"):
-        with pytest.raises(InputError, match=f"choice must be 'last' or .*'{bad}'"):
+        with pytest.raises(InputError, match=f"choice must be 'last', .*'{bad}'"):
             fedsim.compare(str(made), choice=bad)
+
+
+def test_the_best_round_on_validation_is_scored_on_test(tmp_path: Path) -> None:
+    """A learning rate at which the last round is not the best."""
+    client = {"lr": 1.5}
+    run = fedsim.run(
+        tiny(evaluation={"on": "both"}, client=client, rounds=8, strategy={"name": "apfl"}),
+        out=tmp_path,
+    )
+    plain = fedsim.run(
+        tiny(name="plain", client=client, rounds=8, strategy={"name": "apfl"}), out=tmp_path
+    )
+    for name in ("generic/accuracy", "clients/personal/accuracy"):
+        sql = "SELECT round, value FROM metrics WHERE client IS NULL AND split = 'validation' AND "
+        held = query(run.path, f"{sql} name = '{name}' ORDER BY round")
+        assert [r for r, _ in held] == list(range(1, 9))
+        best = max(held, key=lambda pair: (pair[1], -pair[0]))[0]
+        expected = dict(stored(run.path, name))[best]
+        comparison = fedsim.compare([run], metric=name, choice="best-on-validation")
+        assert comparison.tables[name]["mean"].tolist() == [expected]
+        assert stored(run.path, name) == stored(plain.path, name)  # nothing else changes
+    manifest = fedsim.data.partition.Manifest.load(run.path / "partition.npz")
+    sizes = [len(manifest.client(c).validation) for c in range(8)]
+    one = run.client_values("validation", "generic/accuracy", last=True)
+    assert len(one) == sum(size > 0 for size in sizes)
 
 
 def test_costs_to_a_target(made: Path) -> None:
