@@ -13,7 +13,9 @@ import contextlib
 import importlib
 import inspect
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -267,7 +269,8 @@ def _table(kind: str) -> dict[str, Path | EntryPoint]:
     }
     if kind == "clients":
         table[_DEFAULT_CLIENT] = Path(__file__).with_name("local_sgd.py")
-    for point in sorted(entry_points(group=f"fedsim.{kind}"), key=lambda p: (p.name, p.value)):
+    points = _installed(entry_points, tuple(sys.path))[kind]
+    for point in sorted(points, key=lambda p: (p.name, p.value)):
         other = table.setdefault(point.name, point)
         if other is point or (isinstance(other, EntryPoint) and other.value == point.value):
             continue
@@ -276,6 +279,12 @@ def _table(kind: str) -> dict[str, Path | EntryPoint]:
             f"{_origin(kind, point)}; uninstall one or rename its entry point"
         )
     return table
+
+
+@lru_cache(maxsize=1)
+def _installed(find: Callable[..., Any], path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
+    """Return the entry points of each kind; kept, as finding them reads every package's files."""
+    return {kind: list(find(group=f"fedsim.{kind}")) for kind in SECTIONS}
 
 
 def _origin(kind: str, source: Path | EntryPoint) -> str:

@@ -83,10 +83,11 @@ def entry(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     """Entry points that the registry sees instead of the installed ones."""
     points: list[EntryPoint] = []
 
-    def fake(group: str) -> EntryPoints:
-        return EntryPoints(points).select(group=group)
+    def fake(find: Any, path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
+        found = EntryPoints(points)
+        return {kind: list(found.select(group=f"fedsim.{kind}")) for kind in registry.SECTIONS}
 
-    monkeypatch.setattr(registry, "entry_points", fake)
+    monkeypatch.setattr(registry, "_installed", fake)
     return points
 
 
