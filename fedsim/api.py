@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim import components
+from fedsim.assembly import Parts, build_parts
 from fedsim.config import Experiment, base_folder, load_experiment, to_yaml
 from fedsim.data.partition import Manifest
 from fedsim.engine.jobs import Executor, WorkerSpec
 from fedsim.errors import InputError
 from fedsim.progress import Progress
-from fedsim.rounds import Parts, RoundLoop, build_parts
+from fedsim.rounds import RoundLoop
 from fedsim.runs.environment import describe
 from fedsim.runs.files import reason
 from fedsim.runs.folder import RunFolder

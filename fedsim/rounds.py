@@ -9,50 +9,43 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
-from fedsim import rng
-from fedsim.components import check_fit, group_size, is_client_app
-from fedsim.config import Experiment, digest
-from fedsim.data.dataset import Dataset
-from fedsim.data.partition import Manifest
-from fedsim.data.views import View
+from fedsim.assembly import (
+    Parts,
+    class_sizes,
+    evaluation_clients,
+    scored_rows,
+    server_context,
+    shots,
+    validation_rows,
+)
+from fedsim.components import group_size, is_client_app
+from fedsim.config import digest
 from fedsim.engine.flower_compat import seeded_globals
 from fedsim.engine.foreign import capture, own_strategies, restore
 from fedsim.engine.grid import RoundLog, SimulationGrid
-from fedsim.engine.jobs import Executor, Report
+from fedsim.engine.jobs import Executor
 from fedsim.engine.letters import Letters
 from fedsim.engine.records import TreeRecord, tree_of
-from fedsim.errors import InputError, RunFailed
-from fedsim.evaluate import SHOTS, VALIDATION, Counts, shot_groups
+from fedsim.errors import RunFailed
+from fedsim.evaluate import VALIDATION, Counts
 from fedsim.maths.trees import Tree
-from fedsim.params import FlatModel, Params
+from fedsim.params import Params
 from fedsim.progress import Progress
 from fedsim.runs import checkpoint
 from fedsim.runs.folder import RunFolder
-from fedsim.runs.record import ClientRows, Recorder
+from fedsim.runs.record import Recorder
+from fedsim.runs.rows import client_means, columns, placed, train_rows
 from fedsim.runs.states import StateStore
-from fedsim.strategy import ServerContext, Strategy, sample_cohort
+from fedsim.strategy import Strategy
 
 Event = tuple[int | None, str, str]
-
-
-@dataclass
-class Parts:
-    """What an experiment is made of, built and checked before anything is written."""
-
-    experiment: Experiment
-    dataset: Dataset
-    manifest: Manifest
-    strategy: Any
-    client: Any
-    model: FlatModel
 
 
 @dataclass
@@ -90,9 +83,9 @@ class RoundLoop:
         self._round = 0
         self._saved_at = 0.0
         self._events: list[Event] = []
-        self._class_sizes = _class_sizes(parts)
-        self._shots = _shots(parts, self._class_sizes)
-        self._scored_rows = _scored_rows(parts)
+        self._class_sizes = class_sizes(parts)
+        self._shots = shots(parts, self._class_sizes)
+        self._scored_rows = scored_rows(parts)
         self._features: dict[str, float] = {}  # of the round under way
         self._grid = self._make_grid()
         self._bind()
@@ -190,7 +183,7 @@ class RoundLoop:
         log = done.log
         rows = {("train", name): value for name, value in done.metrics.items()}
         split = self.experiment.evaluation.split
-        rows |= {_placed(split, name): value for name, value in done.scores.items()}
+        rows |= {placed(split, name): value for name, value in done.scores.items()}
         rows |= {("features", name): value for name, value in done.features.items()}
         rows |= {
             ("train", "clients"): float(len(log.reports) - len(log.failures)),
@@ -199,9 +192,9 @@ class RoundLoop:
             ("train", "train_seconds"): log.seconds,
             ("train", "seconds"): done.seconds,
         }
-        client_rows = _train_rows(log)
+        client_rows = train_rows(log)
         if done.evaluated is not None:
-            client_rows += _columns(split, done.evaluated.reports)
+            client_rows += columns(split, done.evaluated.reports)
         self._recorder.write_round(done.round, rows, client_rows, done.events)
         self.progress.round_end(done.round, {**done.metrics, **done.scores}, done.seconds)
 
@@ -231,7 +224,7 @@ class RoundLoop:
                 f"{len(log.reports) - len(log.failures)} updates it was given"
             )
         self._take(arrays, log)
-        return _numbers(metrics) | _client_means(log), log
+        return _numbers(metrics) | client_means(log), log
 
     def _take(self, arrays: ArrayRecord, log: RoundLog) -> None:
         """Make `arrays` the global model; integer buffers are never averages."""
@@ -265,7 +258,7 @@ class RoundLoop:
                 values["accuracy_balanced"] = found.balanced()
             scores |= {f"{kind}/{name}": value for name, value in values.items()}
             if self.experiment.evaluation.on == "both":
-                other = self._grid.score(params, _validation_rows(self.parts), round)
+                other = self._grid.score(params, validation_rows(self.parts), round)
                 values = {**other.metrics(), "accuracy_balanced": other.balanced()}
                 scores |= {f"{VALIDATION}{kind}/{name}": v for name, v in values.items()}
             self._note_features(kind, params, found)
@@ -356,111 +349,6 @@ class RoundLoop:
             self._recorder.close()
 
 
-def evaluation_clients(experiment: Experiment) -> list[int]:
-    """Return the clients evaluated on their own data: the same ones in every evaluation."""
-    population, wanted = experiment.partition.clients, experiment.evaluation.clients
-    if wanted == "all":
-        return list(range(population))
-    return sample_cohort(rng.derive(experiment.seed, "evaluation"), 0, population, wanted)
-
-
-def build_parts(
-    experiment: Experiment, build: Callable[[Experiment], tuple[Dataset, Manifest]]
-) -> Parts:
-    """Build everything in the driver once, so that what can not work fails before any work.
-
-    Raises:
-        InputError: components that do not fit each other.
-    """
-    from fedsim.components import build_client, build_model, build_strategy
-
-    dataset, manifest = build(experiment)
-    strategy, client = build_strategy(experiment), build_client(experiment)
-    check_fit(strategy, client, experiment)
-    try:
-        model = FlatModel(build_model(experiment, dataset.card))
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"model {experiment.model.name!r} can not be built for inputs of shape "
-            f"{dataset.card.input_shape}: {type(error).__name__}: {error}"
-        ) from error
-    if not is_client_app(client):
-        group_size(experiment, client, model.module)  # refuses `vectorise` where it can not be
-    parts = Parts(experiment, dataset, manifest, strategy, client, model)
-    if experiment.evaluation.on != "test" and not manifest.num_validation.any():
-        raise InputError(
-            f"evaluation.on is {experiment.evaluation.on!r}, but no client has validation samples; "
-            f"set partition.validation above 0, got {experiment.partition.validation}"
-        )
-    if experiment.evaluation.features and "head.weight" not in model.layout.names:
-        raise InputError(
-            f"evaluation.features must be false for model {experiment.model.name!r}: it has no "
-            "linear layer named 'head'"
-        )
-    if experiment.evaluation.across_domains:
-        if "domain" not in dataset.test.extra:
-            raise InputError(
-                f"evaluation.across_domains must be false for {dataset.name}: it has no domains"
-            )
-        if experiment.evaluation.on == "validation":
-            raise InputError(
-                "evaluation.across_domains must be false where evaluation.on is 'validation': it "
-                "reads test samples"
-            )
-    for own in own_strategies(strategy):
-        own.check(model.params(), server_context(parts))
-    return parts
-
-
-def server_context(parts: Parts) -> ServerContext:
-    """Return what a strategy may know of the experiment."""
-    experiment, dataset, owned = parts.experiment, parts.dataset, parts.manifest.server
-    return ServerContext(
-        seed=experiment.seed,
-        rounds=experiment.rounds,
-        num_clients=experiment.partition.clients,
-        cohort_size=experiment.cohort_size,
-        num_classes=dataset.num_classes,
-        model=parts.model,
-        dataset=dataset,
-        server=View(dataset.train, owned, dataset.card) if len(owned) else None,
-    )
-
-
-def _class_sizes(parts: Parts) -> np.ndarray:
-    """Return the training samples of each class over all clients, int64 (C,)."""
-    labels = parts.dataset.train.y[parts.manifest.indices]
-    return np.bincount(labels[labels >= 0], minlength=parts.dataset.num_classes)
-
-
-def _scored_rows(parts: Parts) -> int | np.ndarray:
-    """Return how many rows of the test split, or which of the training split, models are scored on.
-
-    The latter are all clients' validation samples, client by client.
-    """
-    if parts.experiment.evaluation.split == "test":
-        return len(parts.dataset.test)
-    return _validation_rows(parts)
-
-
-def _validation_rows(parts: Parts) -> np.ndarray:
-    """Return all clients' validation samples, client by client."""
-    clients = range(parts.manifest.num_clients)
-    return np.concatenate([parts.manifest.client(c).validation for c in clients])
-
-
-def _shots(parts: Parts, sizes: np.ndarray) -> list[np.ndarray]:
-    """Return the classes with many, medium and few samples; none where that is not asked for."""
-    rule = parts.experiment.evaluation.shots
-    if rule == "auto":
-        rule = "cumulative" if parts.experiment.dataset.imbalance > 1 else None
-    if rule is None:
-        return [np.empty(0, np.int64)] * len(SHOTS)
-    return shot_groups(sizes, rule)
-
-
 def _nothing() -> None:
     """Do nothing while workers are at work."""
 
@@ -474,44 +362,3 @@ def _numbers(record: MetricRecord | None) -> dict[str, float]:
     if record is None:
         return {}
     return {k: float(v) for k, v in record.items() if not isinstance(v, list)}
-
-
-def _client_means(log: RoundLog) -> dict[str, float]:
-    """Return the weighted mean over the round's clients of each metric that all of them report."""
-    good = [r for r in log.reports if r.failure is None]
-    total = sum(r.weight for r in good)
-    if not good or total <= 0:
-        return {}
-    names = set.intersection(*(set(r.metrics) for r in good))
-    return {
-        name: sum(r.weight * r.metrics[name] for r in good) / total
-        for name in sorted(names - {"num-examples"})
-    }
-
-
-def _train_rows(log: RoundLog) -> list[ClientRows]:
-    good = [r for r in log.reports if r.failure is None]
-    clients = [r.client for r in good]
-    own: dict[str, list[float]] = {
-        "weight": [r.weight for r in good],
-        "seconds": [r.seconds for r in good],
-        "bytes_down": [log.bytes_down.get(client, 0) for client in clients],
-        "bytes_up": [r.bytes_up for r in good],
-    }
-    told = [column for column in _columns("train", good) if column[1] not in own]
-    return told + [("train", name, clients, values) for name, values in own.items()]
-
-
-def _columns(split: str, reports: list[Report]) -> list[ClientRows]:
-    """Return the clients' metrics as ``(split, name, clients, values)``."""
-    columns: list[ClientRows] = []
-    for name in dict.fromkeys(name for r in reports for name in r.metrics):
-        some = [r for r in reports if name in r.metrics]
-        values = [r.metrics[name] for r in some]
-        columns.append((*_placed(split, name), [r.client for r in some], values))
-    return columns
-
-
-def _placed(split: str, name: str) -> tuple[str, str]:
-    """Return split and name under which a value is recorded; names may carry ``validation/``."""
-    return ("validation", name.replace(VALIDATION, "", 1)) if VALIDATION in name else (split, name)

@@ -14,10 +14,10 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 import fedsim
 from fedsim import components
 from fedsim.api import open_executor
+from fedsim.assembly import build_parts
 from fedsim.engine.flower_compat import state_to_tree
 from fedsim.engine.grid import SimulationGrid
 from fedsim.errors import InputError, RunFailed
-from fedsim.rounds import build_parts
 from fedsim.runs.states import StateStore
 from fedsim.strategy import ServerContext
 from tests.runs import TESTS, assert_same, events, measured, model_bits, prepared, tiny

@@ -149,8 +149,9 @@ def _loop(experiment: Experiment) -> Iterator[Any]:
     """Give a round loop in a temporary run folder, to be stepped through by hand."""
     from fedsim import components
     from fedsim.api import open_executor
+    from fedsim.assembly import build_parts
     from fedsim.progress import Progress
-    from fedsim.rounds import RoundLoop, build_parts
+    from fedsim.rounds import RoundLoop
     from fedsim.runs.folder import RunFolder
 
     def data(experiment: Experiment) -> tuple[Any, Any]:

@@ -14,11 +14,11 @@ import torch
 
 import fedsim
 from fedsim.api import open_executor
+from fedsim.assembly import build_parts
 from fedsim.components import build_dataset, build_partition
 from fedsim.engine.jobs import WorkerSpec
 from fedsim.engine.ray import RayExecutor, _room
 from fedsim.errors import InputError
-from fedsim.rounds import build_parts
 from fedsim.yaml_text import dump_yaml
 from tests.runs import FAULTY, TRACING, assert_same, events, prepared, start, tiny
 
