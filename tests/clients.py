@@ -43,6 +43,20 @@ class Stateful(LocalSGD):
         return {"last": update.tensors["model"].clone(), "rounds": state["rounds"] + 1}, update
 
 
+class KeepsMuch(LocalSGD):
+    """Local SGD whose clients keep a mebibyte each, of their own number."""
+
+    stateful = True
+
+    def init_state(self, ctx: Any) -> Any:
+        return {"kept": b""}
+
+    def train(self, payload: Tree, state: Any, data: Any, rng: Any, ctx: Any) -> Any:
+        assert ctx.round == 1 or state["kept"] == bytes([ctx.client_id]) * 2**20
+        _, update = super().train(payload, None, data, rng, ctx)
+        return {"kept": bytes([ctx.client_id]) * 2**20}, update
+
+
 class SendsBody(LocalSGD):
     """Sends its body under another key than FedAvg needs."""
 

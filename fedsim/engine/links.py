@@ -1,8 +1,11 @@
 """How the driver talks to a Ray actor: by a Unix socket on one machine, by Ray between machines.
 
 A Ray call takes about a millisecond to an actor and back, a Unix socket a twentieth of that; small
-clients are done in less. Ray places, starts and stops the workers either way. Large buffers do
-not pass through the socket but through a `Shelf`.
+clients are done in less. Ray places, starts and stops the workers either way.
+
+What is large does not pass through the socket but through a `Shelf`: all blocks that wait for a
+worker fit into the socket's buffer. The driver then never waits for a worker that waits for the
+driver to take an answer.
 """
 
 from __future__ import annotations
@@ -17,9 +20,13 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from fedsim.engine.jobs import Block, BlockResult
-from fedsim.engine.transport import Parcel, Shelf, dump, load
+from fedsim.engine.transport import INLINE_BYTES, Parcel, Shelf, dump, load
 from fedsim.errors import RunFailed
 from fedsim.maths.trees import Tree
+
+
+SEND_BYTES = 4 * INLINE_BYTES
+"""Room for what is sent ahead: two blocks of at most `INLINE_BYTES`, with the same of a payload."""
 
 
 class WorkerLost(Exception):
@@ -90,6 +97,7 @@ class LocalLink:
                 raise RunFailed(f"a worker did not answer within {timeout:g} s") from None
         os.unlink(path)
         accepted.setblocking(True)
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         self.waitable = Connection(accepted.detach())
 
     def send(self, block: Block, payload: Broadcast) -> None:

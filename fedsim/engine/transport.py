@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from fedsim.params import Layout, Params
 
 INLINE_BYTES = 32 * 1024
-"""Below this size buffers travel inside the message: Ray passes up to 100 kB that way."""
+"""Up to this size an object travels inside the message: Ray passes up to 100 kB that way."""
 
 _PREFIX = "fedsim-"
 
@@ -39,12 +39,15 @@ _NUMPY_DTYPES = {torch.float64, torch.float32, torch.float16, torch.complex64, t
 
 @dataclass
 class Parcel:
-    """A pickled object; its buffers are in `buffers` or at `spans` of the file `path`."""
+    """A pickled object: in `header` and `buffers`, or all of it in the file `path`.
 
-    header: bytes
-    path: str | None = None
-    spans: list[tuple[int, int]] = field(default_factory=list)
+    The file holds the buffers and, from `index` on, the pickled header and the buffers' spans.
+    """
+
+    header: bytes = b""
     buffers: list[np.ndarray] = field(default_factory=list)
+    path: str | None = None
+    index: int = 0
 
 
 def _reduce_params(params: Params) -> Any:
@@ -119,21 +122,26 @@ class Shelf:
         return cls(tempfile.mkdtemp(prefix=prefix, dir=str(memory) if usable else None))
 
     def put(self, value: Any) -> Parcel:
-        """Pickle `value`; large buffers go to a new file of the folder."""
+        """Pickle `value`; the parcel of a large one is a new file of the folder.
+
+        Whatever is put, the parcel itself is small: the header counts as well, as byte strings
+        such as the clients' states are part of it.
+        """
         parcel = dump(value)
-        if sum(b.nbytes for b in parcel.buffers) <= INLINE_BYTES:
+        if len(parcel.header) + sum(b.nbytes + 64 for b in parcel.buffers) <= INLINE_BYTES:
             return parcel
-        parcel.path = os.path.join(self.folder, f"{os.getpid()}-{next(self._names)}")
-        offset = 0
-        with open(parcel.path, "wb") as file:
+        path = os.path.join(self.folder, f"{os.getpid()}-{next(self._names)}")
+        offset, spans = 0, []
+        with open(path, "wb") as file:
             for buffer in parcel.buffers:
                 padding = -buffer.nbytes % 64
                 file.write(buffer.data)
                 file.write(bytes(padding))
-                parcel.spans.append((offset, buffer.nbytes))
+                spans.append((offset, buffer.nbytes))
                 offset += buffer.nbytes + padding
-        parcel.buffers = []
-        return parcel
+            file.write(pickle.dumps((len(parcel.header), spans)))
+            file.write(parcel.header)
+        return Parcel(path=path, index=offset)
 
     def close(self) -> None:
         """Remove the folder; memory still mapped by someone lives on until it is let go."""
@@ -160,8 +168,9 @@ def load(parcel: Parcel, unlink: bool = False) -> Any:
         memory = memoryview(mmap.mmap(file.fileno(), 0, access=access))
     if unlink:
         os.unlink(parcel.path)
-    pieces = [memory[start : start + size] for start, size in parcel.spans]
-    return pickle.loads(parcel.header, buffers=pieces)
+    size, spans = pickle.loads(memory[parcel.index :])
+    pieces = [memory[start : start + length] for start, length in spans]
+    return pickle.loads(memory[len(memory) - size :], buffers=pieces)
 
 
 def _remove_orphans(memory: Path) -> None:

@@ -20,7 +20,7 @@ from fedsim.engine.jobs import WorkerSpec
 from fedsim.engine.ray import RayExecutor, _room
 from fedsim.errors import InputError
 from fedsim.yaml_text import dump_yaml
-from tests.runs import FAULTY, TRACING, assert_same, events, prepared, start, tiny
+from tests.runs import FAULTY, KEEPS_MUCH, TRACING, assert_same, events, prepared, start, tiny
 
 pytestmark = pytest.mark.ray
 
@@ -210,6 +210,21 @@ def test_longest_block_is_handed_out_first_and_order_does_not_show(ray8: Any) ->
         assert [r.index for r in results] == [1, 3, 2, 0]
     finally:
         workers.close()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_large_states_do_not_block_the_way_to_a_worker(
+    ray8: Any, tmp_path: Path, workers: int
+) -> None:
+    """Blocks and answers of mebibytes, which no socket's buffer holds, cross each other."""
+    model = {"name": "mlp", "hidden": [256]}  # large enough for a block a client
+    engine = {"name": "ray", "workers": workers}
+    experiment = tiny(client={"name": KEEPS_MUCH}, model=model, engine=engine)
+    run = fedsim.run(experiment, out=tmp_path / "ray")
+    assert run.status == "finished"
+    assert not events(run)
+    assert_same(run, fedsim.run({**experiment, "engine": {"name": "serial"}}, out=tmp_path / "s"))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,18 @@ def test_small_objects_need_no_file_and_large_ones_one(shelf: Shelf) -> None:
     assert shelf.put({"x": torch.zeros(10)}).path is None
     assert shelf.put({"x": BIG, "y": BIG}).path is not None
     assert len(list(Path(shelf.folder).iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "large",
+    [b"x" * 10 * INLINE_BYTES, [np.zeros(1)] * INLINE_BYTES, [np.zeros(1) for _ in range(5000)]],
+    ids=["a byte string", "one array many times", "many arrays"],
+)
+def test_a_parcel_is_small_whatever_is_in_it(shelf: Shelf, large: Any) -> None:
+    parcel = shelf.put(large)
+    assert len(pickle.dumps(parcel)) < 2 * INLINE_BYTES
+    assert load(parcel, unlink=True) == large
+    assert not list(Path(shelf.folder).iterdir())
 
 
 def test_what_the_receiver_takes_for_itself_is_writable(shelf: Shelf) -> None:
