@@ -24,7 +24,6 @@ from fedsim.engine.transport import INLINE_BYTES, Parcel, Shelf, dump, load
 from fedsim.errors import RunFailed
 from fedsim.maths.trees import Tree
 
-
 SEND_BYTES = 4 * INLINE_BYTES
 """Room for what is sent ahead: two blocks of at most `INLINE_BYTES`, with the same of a payload."""
 
