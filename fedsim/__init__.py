@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedsim.errors import InputError, RunFailed
     from fedsim.local_sgd import LocalSGD
     from fedsim.params import Params
+    from fedsim.registry import register
     from fedsim.report.compare import compare
     from fedsim.report.domains import domain_matrix, domains_figure
     from fedsim.runs.results import Run, load_run, load_runs
@@ -37,6 +38,7 @@ _HOMES = {
     "RunFailed": "fedsim.errors",
     "LocalSGD": "fedsim.local_sgd",
     "Params": "fedsim.params",
+    "register": "fedsim.registry",
     "compare": "fedsim.report.compare",
     "domain_matrix": "fedsim.report.domains",
     "domains_figure": "fedsim.report.domains",
@@ -69,6 +71,7 @@ __all__ = [
     "load_run",
     "load_runs",
     "partition",
+    "register",
     "resume",
     "run",
     "sweep",

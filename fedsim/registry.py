@@ -3,7 +3,7 @@
 A built-in component is a module of its kind's package: ``fashion-mnist`` is the function
 ``fashion_mnist`` of ``fedsim/data/datasets/fashion_mnist.py``; ``fedavg`` is the one strategy
 class of ``strategies/fedavg.py``. Another distribution adds components by entry points of the
-group ``fedsim.<kind>``. Names are never shadowed: a clash is an error.
+group ``fedsim.<kind>``, a program by `register`. Names are never shadowed: a clash is an error.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedsim.config import Experiment, Section, join_problems, load_experiment
 from fedsim.errors import InputError, nearest
 from fedsim.loading import absolute_reference, load_reference, reason
 from fedsim.options import REQUIRED, config_class, nested_kind, options, validate
+from fedsim.registered import Registered, enter, known, of_program
 
 __all__ = [
     "KINDS",
@@ -35,6 +36,7 @@ __all__ = [
     "instantiate",
     "names",
     "options",
+    "register",
     "resolve",
 ]
 
@@ -61,6 +63,7 @@ _ARGUMENTS = {
     "models": ("input_shape", "num_classes"),
 }
 _DEFAULT_CLIENT = "local-sgd"
+_Component = TypeVar("_Component")
 
 
 def names(kind: str) -> dict[str, str]:
@@ -76,9 +79,37 @@ def names(kind: str) -> dict[str, str]:
         if isinstance(source, EntryPoint):
             owner = source.dist.name if source.dist else "an installed package"
             described[name] = f"{source.value} (from {owner})"
+        elif isinstance(source, Registered):
+            described[name] = source.describe()
         else:
             described[name] = _describe(kind, source)
     return described
+
+
+def register(kind: str, name: str) -> Callable[[_Component], _Component]:
+    """Give a class or function a name that experiments of this program can use.
+
+        @fedsim.register("strategies", "median")
+        class Median(fedsim.Strategy): ...
+
+    The component must be at the top of a module or script, as workers load it from there; a script
+    keeps what it runs below ``if __name__ == "__main__":``.
+
+    Raises:
+        InputError: unknown kind, a name that is taken or no name, or an object of another kind.
+    """
+
+    def enter_checked(component: _Component) -> _Component:
+        source = _table(kind).get(name)
+        if isinstance(source, Path | EntryPoint):
+            raise InputError(f"register: {name!r} of {kind} is already {_origin(kind, source)}")
+        if ":" in name or not name.strip():
+            raise InputError(f"register: a name must be text without ':', got {name!r}")
+        _check_kind(kind, name, component, "register")
+        enter(kind, name, component)
+        return component
+
+    return enter_checked
 
 
 def resolve(kind: str, name: str, base: Path | None = None, key: str | None = None) -> Any:
@@ -94,7 +125,7 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
         raise InputError(_unknown_kind(kind))
     key = key or f"{SECTIONS[kind]}.name"
     if ":" in name:
-        obj = load_reference(name, base, key)
+        obj = of_program(name) or load_reference(name, base, key)
     else:
         table = _table(kind)
         if name not in table:
@@ -109,6 +140,8 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
                 obj = source.load()
             except Exception as error:
                 raise InputError(f"{key} is {name!r} ({source.value}): {reason(error)}") from error
+        elif isinstance(source, Registered):
+            obj = source.component
         else:
             obj = _load_built_in(kind, source, name, key)
     _check_kind(kind, name, obj, key)
@@ -207,7 +240,9 @@ def _fill(
 ) -> dict[str, Any]:
     """Return a section with an absolute name and the value of every option a file can hold."""
     obj = resolve(kind, name, base)
-    filled: dict[str, Any] = {"name": absolute_reference(name, base), **given}
+    entry = known(kind).get(name)
+    full = absolute_reference(name, base) if entry is None else entry.reference
+    filled: dict[str, Any] = {"name": full, **given}
     for option, (annotation, default) in options(obj).items():
         if isinstance(configured, dict):
             value = configured.get(option, default)
@@ -253,8 +288,8 @@ def _platform_keys(kind: str) -> tuple[str, ...]:
     return tuple(section.model_fields) if isinstance(section, type) else ()
 
 
-def _table(kind: str) -> dict[str, Path | EntryPoint]:
-    """Return name -> source file (built in) or entry point.
+def _table(kind: str) -> dict[str, Path | EntryPoint | Registered]:
+    """Return name -> source file (built in), entry point or what the program has registered.
 
     Raises:
         InputError: two components of one name.
@@ -262,7 +297,7 @@ def _table(kind: str) -> dict[str, Path | EntryPoint]:
     if kind not in SECTIONS:
         raise InputError(_unknown_kind(kind))
     package = Path(__file__).parents[1].joinpath(*_PACKAGES[kind].split("."))
-    table: dict[str, Path | EntryPoint] = {
+    table: dict[str, Path | EntryPoint | Registered] = {
         path.stem.replace("_", "-"): path
         for path in package.glob("*.py")
         if not path.stem.startswith("_")
@@ -278,7 +313,7 @@ def _table(kind: str) -> dict[str, Path | EntryPoint]:
             f"two {kind} are named {point.name!r}: {_origin(kind, other)} and "
             f"{_origin(kind, point)}; uninstall one or rename its entry point"
         )
-    return table
+    return table | known(kind)
 
 
 @lru_cache(maxsize=1)
@@ -287,9 +322,11 @@ def _installed(find: Callable[..., Any], path: tuple[str, ...]) -> dict[str, lis
     return {kind: list(find(group=f"fedsim.{kind}")) for kind in SECTIONS}
 
 
-def _origin(kind: str, source: Path | EntryPoint) -> str:
+def _origin(kind: str, source: Path | EntryPoint | Registered) -> str:
     if isinstance(source, Path):
         return f"the built-in {_module_name(kind, source)}"
+    if isinstance(source, Registered):
+        return source.reference
     return f"{source.value} of {source.dist.name if source.dist else 'an installed package'}"
 
 
