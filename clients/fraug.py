@@ -13,6 +13,7 @@ the order of the samples begin anew each round; the authors' code carries both o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,9 +106,10 @@ class FRAug(PersonalSGD):
         if self.config.augment == "none" or len(y) < 2:
             return real
         aug.begin(x, y, v.detach())
-        losses = [F.cross_entropy(module.head(e), labels) for e, labels, _ in aug.synthetic()]
+        e, labels, _ = aug.synthetic()
         mu = fit.payload["mu"]
-        return (1 - mu) * real + mu * torch.stack(losses).mean()
+        # The parts of e are of one size: the mean over their rows is the mean of their means.
+        return (1 - mu) * real + mu * F.cross_entropy(module.head(e), labels)
 
     def after_step(self, fit: Fit) -> None:
         """Steps B and C."""
@@ -115,13 +117,16 @@ class FRAug(PersonalSGD):
         if aug.batch is None:
             return
         module: Any = fit.ctx.model.module
-        module.eval()
+        if "modules" not in fit.scratch:
+            # A frozen part is not in training mode and stays so.
+            fit.scratch["modules"] = [m for m in module.modules() if m.training]
+        set_training(fit.scratch["modules"], False)
         aug.features = module.body(aug.batch[0])  # no gradient: hooks run without
         with torch.enable_grad():
             aug.step_generator(module.head)
             if self.config.use_rtnet:
                 aug.step_rtnet(module.head)
-        module.train()
+        set_training(fit.scratch["modules"], True)
 
 
 class Augmenter:
@@ -166,33 +171,27 @@ class Augmenter:
         self.steps += 1
         self._count += 1
 
-    def synthetic(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return (e, its labels, its base) of each part of `augment`, without gradient."""
+    def synthetic(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return e, its labels and its base without gradient, the parts of `augment` in turn."""
         with torch.no_grad():
-            parts = self._parts()
-            if not self._config.interpolate:
-                return parts
-            rho = self._payload["rho"]
-            return [(torch.lerp(base, e, rho), labels, base) for e, labels, base in parts]
+            raw, labels, base = self._raw()
+            # The networks are in evaluation mode, where rows do not see each other.
+            e = base + self.r(raw, labels) if self._config.use_rtnet else raw
+            if self._config.interpolate:
+                e = torch.lerp(base, e, self._payload["rho"])
+            return e, labels, base
 
-    def _parts(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _raw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the generator's outputs, their labels and what they are made around."""
         assert self.batch is not None
         y, s, which = self.batch[1], self._balanced, self._config.augment
-        sources = []
-        if which in ("both", "prototype"):
-            sources.append((self.prototypes[s], s))
-        if which in ("both", "real"):
-            sources.append((self.features, y))
-        # The generator is in evaluation mode: rows do not see each other, and one pass serves all.
-        noise = torch.cat([self.noise(len(labels)) for _, labels in sources])
+        if which == "both":
+            labels, base = torch.cat([s, y]), torch.cat([self.prototypes[s], self.features])
+        else:
+            labels = s if which == "prototype" else y
+            base = self.prototypes[s] if which == "prototype" else self.features
         with torch.no_grad():
-            raws = self.g(noise, torch.cat([labels for _, labels in sources])).split(len(y))
-        if not self._config.use_rtnet:
-            return [(raw, labels, base) for raw, (base, labels) in zip(raws, sources, strict=True)]
-        return [
-            (base + self.r(raw, labels), labels, base)
-            for raw, (base, labels) in zip(raws, sources, strict=True)
-        ]
+            return self.g(self.noise(len(labels)), labels), labels, base
 
     def noise(self, count: int) -> Tensor:
         """Return fresh noise (count, z_dim)."""
@@ -202,27 +201,32 @@ class Augmenter:
     def step_generator(self, head: nn.Module) -> None:
         """Step B: right for this client's head, away from this client's features."""
         c, s = self._config, self._balanced
-        self.g.train()
+        self.g.training = True
         out = self.g(self.noise(len(s)), s)
         apart = (
             mmd(out, self.features) if c.dist_g == "mmd" else F.mse_loss(out, self.prototypes[s])
         )
         right = F.cross_entropy(head(out), s)
         self._descend("generator", self._flat_g, right - c.lam_g * apart, c.generator_lr)
-        self.g.eval()
+        self.g.training = False
         self._note(generator_loss=right.detach(), generator_distance=apart.detach())
 
     def step_rtnet(self, head: nn.Module) -> None:
         """Step C: near its base, and hard for this client's head."""
         c = self._config
-        self.r.train()
-        parts = self._parts()
-        entropy = torch.stack([mean_entropy(head(e)) for e, _, _ in parts]).mean()
-        apart = torch.stack(
-            [mmd(e, base) if c.dist_r == "mmd" else F.mse_loss(e, base) for e, _, base in parts]
-        ).mean()
+        self.r.training = True
+        raw, labels, base = self._raw()
+        size = len(self._balanced)
+        pairs = zip(raw.split(size), labels.split(size), strict=True)
+        # Part by part: in training mode BatchNorm takes the statistics of one part.
+        e = base + torch.cat([self.r(*pair) for pair in pairs])
+        entropy = mean_entropy(head(e))
+        if c.dist_r == "mmd":
+            apart = mmd(e.unflatten(0, (-1, size)), base.unflatten(0, (-1, size))).mean()
+        else:
+            apart = F.mse_loss(e, base)
         self._descend("rtnet", self._flat_r, c.lam_r * apart - entropy, c.rtnet_lr)
-        self.r.eval()
+        self.r.training = False
         self._note(rtnet_entropy=entropy.detach(), rtnet_distance=apart.detach())
 
     def _descend(self, name: str, net: FlatModel, loss: Tensor, lr: float) -> None:
@@ -267,14 +271,19 @@ class Augmenter:
         return kept
 
 
+def set_training(modules: Iterable[nn.Module], training: bool) -> None:
+    """Set the mode of each module, without the search and the checks that `train` makes."""
+    for module in modules:
+        object.__setattr__(module, "training", training)
+
+
 @torch.no_grad()
 def move_prototypes(prototypes: Tensor, v: Tensor, y: Tensor, momentum: float) -> None:
     """Move the rows (C, D) of the classes in the batch towards its class means, in place."""
     one_hot = F.one_hot(y, len(prototypes)).to(v.dtype)
-    sizes = one_hot.sum(0)
-    present = sizes > 0
-    means = (one_hot.T @ v)[present] / sizes[present, None]
-    prototypes[present] = torch.lerp(prototypes[present], means, momentum)
+    sizes = one_hot.sum(0)[:, None]
+    means = (one_hot.T @ v) / sizes.clamp_min(1)
+    prototypes.lerp_(means, momentum * (sizes > 0))
 
 
 def balanced_labels(batch: int, step: int, num_classes: int) -> Tensor:

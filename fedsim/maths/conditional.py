@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from fedsim import rng
 from fedsim.params import FlatModel, Params
 
+_MOMENTUM = 0.1  # of the running statistics, as in torch
+
 
 class Conditional(nn.Module):
     """concat(x, one-hot y) -> Linear -> BatchNorm -> ReLU -> Linear -> BatchNorm [-> ReLU].
@@ -32,9 +34,14 @@ class Conditional(nn.Module):
         # A one-hot input picks a column of the weight.
         first = F.linear(x, weight[:, : self.inputs], self.first.bias)
         first = first + weight[:, self.inputs :].T.index_select(0, y)
-        h = F.relu(self.first_norm(first))
-        out: Tensor = self.last_norm(self.last(h))
+        h = F.relu(self._normed(self.first_norm, first))
+        out = self._normed(self.last_norm, F.linear(h, self.last.weight, self.last.bias))
         return F.relu(out) if self.positive else out
+
+    def _normed(self, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+        """Apply a BatchNorm in this network's mode; batches are not counted, as nothing asks."""
+        statistics = norm.running_mean, norm.running_var
+        return F.batch_norm(x, *statistics, norm.weight, norm.bias, self.training, _MOMENTUM)
 
 
 def generator_network(dim: int, noise: int, num_classes: int) -> Conditional:

@@ -40,6 +40,39 @@ def test_the_definition_written_out() -> None:
     assert float(mmd(a, b)) == pytest.approx(expected, rel=1e-4)
 
 
+def test_gradient_is_that_of_the_value_with_the_bandwidth_held() -> None:
+    """Against the definition in double precision, differentiated by autograd."""
+    a, b = (batch.double().requires_grad_() for batch in batches(1.0))
+
+    def written_out(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        rows = torch.cat([a, b])
+        squares = (rows[:, None] - rows[None]).square().sum(2)
+        s = squares.detach().sum() / (24 * 23) / 4
+        kernel = sum(torch.exp(-squares / (s * 2**q)) for q in range(5))
+        assert isinstance(kernel, torch.Tensor)
+        first, second = kernel[:12], kernel[12:]
+        return (
+            first[:, :12].mean() + second[:, 12:].mean() - first[:, 12:].mean()
+            - second[:, :12].mean()
+        )  # fmt: skip
+
+    expected = torch.autograd.grad(3 * written_out(a, b), [a, b])
+    found = torch.autograd.grad(3 * mmd(a, b), [a, b])
+    for e, f in zip(expected, found, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-9, atol=1e-12)
+
+
+def test_several_pairs_at_once() -> None:
+    pairs = [batches(shift) for shift in (0.0, 1.0, 3.0)]
+    a, b = (torch.stack(side).requires_grad_() for side in zip(*pairs, strict=True))
+    values = mmd(a, b)
+    torch.testing.assert_close(values, torch.stack([mmd(*pair) for pair in pairs]))
+    (grad,) = torch.autograd.grad(values @ torch.tensor([1.0, 2.0, 3.0]), a)
+    for i, (x, y) in enumerate(pairs):
+        (alone,) = torch.autograd.grad((i + 1) * mmd(x.requires_grad_(), y), x)
+        torch.testing.assert_close(grad[i], alone)
+
+
 def test_invariances_and_bounds() -> None:
     a, b = batches(1.0)
     value = float(mmd(a, b))

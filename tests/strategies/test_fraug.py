@@ -217,7 +217,7 @@ def test_the_loss_mixes_both_parts() -> None:
     found = scene.loss()
     # The same noise again: the stream from its start, and the prototypes as they are by now.
     scene.augmenter._rng = Augmenter(scene.client.config, scene.payload, {}, scene.context)._rng
-    (e_p, s, base_p), (e_r, y, base_r) = scene.augmenter.synthetic()
+    (e_p, e_r), (s, y), (base_p, base_r) = (t.split(24) for t in scene.augmenter.synthetic())
     v = scene.module.body(scene.x)
     assert base_p.equal(scene.augmenter.prototypes[s])
     torch.testing.assert_close(base_r, v.detach())
@@ -259,8 +259,8 @@ def test_rtnet_without_a_last_norm_adds_nothing() -> None:
     with torch.no_grad():
         scene.augmenter.r.last_norm.weight.zero_()
         scene.augmenter.r.last_norm.bias.zero_()
-    for e, _, base in scene.augmenter.synthetic():
-        assert e.equal(base)
+    e, _, base = scene.augmenter.synthetic()
+    assert e.equal(base)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.25, 1.0])
@@ -269,26 +269,25 @@ def test_interpolation_between_base_and_synthetic(rho: float) -> None:
     mixed.payload["rho"] = rho
     for scene in (plain, mixed):
         scene.augmenter.begin(scene.x, scene.y, scene.module.body(scene.x).detach())
-    pairs = zip(plain.augmenter.synthetic(), mixed.augmenter.synthetic(), strict=True)
-    for (e, _, base), (found, _, same) in pairs:
-        assert base.equal(same)
-        torch.testing.assert_close(found, rho * e + (1 - rho) * base)
+    (e, _, base), (found, _, same) = plain.augmenter.synthetic(), mixed.augmenter.synthetic()
+    assert base.equal(same)
+    torch.testing.assert_close(found, rho * e + (1 - rho) * base)
 
 
 @pytest.mark.parametrize(("augment", "parts"), [("both", 2), ("real", 1), ("prototype", 1)])
 def test_what_is_augmented(augment: str, parts: int) -> None:
     scene = Scene(augment=augment)
     scene.loss()
-    found = scene.augmenter.synthetic()
-    assert len(found) == parts
-    assert found[-1][1].equal(scene.y) == (augment != "prototype")
+    _, labels, _ = scene.augmenter.synthetic()
+    assert len(labels) == parts * 24
+    assert labels[-24:].equal(scene.y) == (augment != "prototype")
 
 
 def test_without_rtnet_it_is_the_generators_output() -> None:
     scene = Scene(use_rtnet=False, augment="prototype")
     scene.loss()
     scene.augmenter._rng.manual_seed(5)
-    ((e, s, _),) = scene.augmenter.synthetic()
+    e, s, _ = scene.augmenter.synthetic()
     noise = torch.rand(24, 32, generator=torch.Generator().manual_seed(5))
     assert e.equal(scene.augmenter.g(noise, s).detach())
     before = scene.snapshot()
