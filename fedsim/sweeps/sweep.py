@@ -12,7 +12,7 @@ import pandas as pd
 from fedsim.errors import RunFailed, check
 from fedsim.runs.results import Run
 from fedsim.sweeps.plan import Plan, make_plan, pending
-from fedsim.sweeps.pool import Listener, default_jobs, num_cores, run_all
+from fedsim.sweeps.pool import Listener, default_jobs, num_cores, run_all, visible_gpus
 
 
 def sweep(
@@ -30,7 +30,7 @@ def sweep(
     The runs lie in ``out/<sweep>/<variant>,<key>=<value>.../seed-<s>``. Called again, finished
     runs are left as they are and the others resumed. `set` may give several values for a key:
     ``{"client.lr": [0.1, 0.2]}`` or ``["client.lr=0.1,0.2"]``. `jobs` is how many runs go at once,
-    by default one a core.
+    by default one a core, or one a GPU where workers need one.
 
     Raises:
         InputError: anything wrong with the file, any experiment or any folder; nothing was run.
@@ -39,11 +39,13 @@ def sweep(
     check(jobs is None or jobs >= 1, "jobs must be >= 1", jobs)
     plan = make_plan(source, set, seeds, out)
     work = pending(plan, force)
-    count = default_jobs(work, num_cores()) if jobs is None else jobs
+    wanted = any(cell.experiment.engine.gpus > 0 for cell, _ in work)
+    gpus = visible_gpus() if wanted else []
+    count = default_jobs(work, num_cores(), len(gpus)) if jobs is None else jobs
     listen: Listener = lambda kind, cell, value: None  # noqa: E731
     if view is not None:
         listen = view(plan, len(plan.cells) - len(work), count)
-    outcomes = run_all(work, plan.root, count, force, listen)
+    outcomes = run_all(work, plan.root, count, force, listen, gpus)
     failed = [o for o in outcomes if o.error is not None]
     if failed:
         lines = [f"  {o.cell.label}: {str(o.error).splitlines()[0]}" for o in failed]

@@ -19,10 +19,10 @@ from fedsim.cli import main
 from fedsim.config import Engine
 from fedsim.errors import InputError, RunFailed
 from fedsim.sweeps.plan import make_plan, merged
-from fedsim.sweeps.pool import placed
+from fedsim.sweeps.pool import default_jobs, gpu_shares, placed, visible_gpus
 from fedsim.sweeps.sweep import table, table_text
 from fedsim.yaml_text import dump_yaml
-from tests.runs import FAULTY, assert_same, prepared, tiny
+from tests.runs import FAULTY, NOTES_GPUS, assert_same, prepared, tiny
 
 
 def write(path: Path, tree: dict[str, Any]) -> str:
@@ -197,6 +197,64 @@ def test_cores_are_shared(runs: int, cores: int, engine: dict[str, Any]) -> None
     assert {key: found[key] for key in engine} == engine
     on_gpus = experiment.model_copy(update={"engine": Engine(gpus=0.5)})
     assert placed(on_gpus, runs, cores) == on_gpus
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "shares"),
+    [
+        ("0,1,2,3", 4, ["0", "1", "2", "3"]),
+        ("0,1,2,3", 2, ["0,1", "2,3"]),
+        ("0,1,2,3,4", 2, ["0,1", "2,3"]),
+        ("7,GPU-1f", 3, ["7", "GPU-1f", "7"]),  # asked for more than there are: some share
+    ],
+)
+def test_gpus_are_shared(gpus: str, jobs: int, shares: list[str]) -> None:
+    assert gpu_shares(gpus.split(","), jobs) == shares
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus", "jobs"),
+    [
+        ({}, 0, 4),
+        ({"gpus": 1.0}, 8, 4),  # a core each
+        ({"gpus": 1.0}, 3, 3),
+        ({"gpus": 0.5, "workers": 4}, 4, 2),
+        ({"gpus": 0.25, "workers": 4}, 1, 1),
+        ({"gpus": 1.0}, 0, 1),
+        ({"address": "127.0.0.1:6379"}, 4, 1),
+    ],
+)
+def test_as_many_runs_at_once_as_there_are_gpus_for(
+    tmp_path: Path, engine: dict[str, Any], gpus: int, jobs: int
+) -> None:
+    tree = tiny(engine={"name": "ray", **engine})
+    plan = make_plan(tree, seeds=range(6), out=tmp_path)
+    assert default_jobs([(cell, False) for cell in plan.cells], 4, gpus) == jobs
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus"), [("", []), ("-1", []), ("1", ["1"]), ("2, GPU-8a", ["2", "GPU-8a"])]
+)
+def test_visible_gpus(monkeypatch: pytest.MonkeyPatch, given: str, gpus: list[str]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_gpus() == gpus
+
+
+def test_each_run_of_a_sweep_sees_its_own_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    tree = tiny(
+        rounds=1,
+        client={"name": NOTES_GPUS, "folder": str(notes)},
+        engine={"name": "serial", "gpus": 1.0},
+    )
+    fedsim.sweep(tree, seeds=[0, 1, 2, 3], out=tmp_path / "runs", jobs=2)
+    seen = {path.name: path.read_text() for path in notes.iterdir()}
+    assert len(seen) == 2  # a note a process
+    assert sorted(seen.values()) == ["3", "5"]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
