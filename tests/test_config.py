@@ -298,7 +298,7 @@ ROOT = Path(__file__).parents[1]
 
 
 SHIPPED = sorted(ROOT.glob("experiments/**/*.yaml"))
-SWEEPS = [path for path in SHIPPED if "\nbase: " in path.read_text()]
+SWEEPS = [path for path in SHIPPED if "\nbase:" in path.read_text()]
 
 
 @pytest.mark.parametrize("path", sorted({*SHIPPED} - {*SWEEPS}), ids=lambda p: p.stem)
