@@ -11,10 +11,10 @@ demo: install
 	$(BIN)/fedsim run experiments/quickstart.yaml --force
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .

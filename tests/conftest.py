@@ -24,6 +24,7 @@ def ray8() -> Iterator[Any]:
     import ray
 
     ray.init(
+        address="local",  # whatever other cluster this machine has
         num_cpus=8,
         num_gpus=2,
         include_dashboard=False,

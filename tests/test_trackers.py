@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,11 @@ def test_wandb_keeps_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = fedsim.run(tiny(rounds=1), out=tmp_path, progress=Tracked(make_trackers(["wandb"])))
     (file,) = (run.path / "wandb").glob("offline-run-*/run-*.wandb")
+    # The library's own process writes the file, and may be behind when `finish` returns.
+    for _ in range(100):
+        if b"generic/accuracy" in file.read_bytes():
+            break
+        time.sleep(0.1)
     assert b"generic/accuracy" in file.read_bytes()
 
 
