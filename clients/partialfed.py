@@ -105,6 +105,7 @@ class PartialFed(LocalSGD):
         theirs = {n: start[n].to(device) for n in start.layout.names}
         ctx.model.load(start)
         module.eval()  # statistics are mixed like weights, and dropout would blur the choice
+        statistics = {name for name, _ in module.named_buffers()}
         gates: Tensor = state["gates"].to(device, copy=True).requires_grad_()
         for x, y in data.train.batches(config.batch_size, rng, steps=config.gate_steps):
             noise = torch.rand(len(gates), generator=rng).clamp_(1e-6, 1 - 1e-6).logit()
@@ -112,6 +113,8 @@ class PartialFed(LocalSGD):
             mixed = {}
             for name, own in ours.items():
                 share = u[index[name.rpartition(".")[0]]]
+                if name in statistics:  # BatchNorm passes no gradient to its statistics
+                    share = share.detach()
                 mixed[name] = share * theirs[name] + (1 - share) * own
             loss = F.cross_entropy(functional_call(module, mixed, (x,)), y)
             (slope,) = torch.autograd.grad(loss, gates)
