@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs so, and every process of a test would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
