@@ -11,7 +11,7 @@ from fedsim import rng as streams
 from fedsim.client import ClientContext, Tree
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.evaluate import accuracy_and_loss
+from fedsim.evaluate import named_scores, score
 from fedsim.local_sgd import Fit, LocalSGD
 from fedsim.params import Params
 from fedsim.parts import in_body, in_head
@@ -58,8 +58,7 @@ class FedBABU(LocalSGD):
                 epochs=self.config.finetune_epochs,
                 trainable=parts[self.config.finetune],
             )
-        accuracy, loss = accuracy_and_loss(ctx.model.module, data.test)
-        return metrics | {"personal/accuracy": accuracy, "personal/loss": loss}
+        return metrics | named_scores("personal", score(ctx.model.module, data.test))
 
 
 def _whole(payload: Tree, ctx: ClientContext) -> Params:

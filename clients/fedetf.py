@@ -16,7 +16,7 @@ from fedsim import rng
 from fedsim.client import ClientContext, Tree
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.evaluate import accuracy_and_loss
+from fedsim.evaluate import named_scores, score
 from fedsim.local_sgd import Fit, LocalSGD
 from fedsim.maths import losses
 from fedsim.maths.etf import sparse_etf
@@ -92,8 +92,7 @@ class FedETF(LocalSGD):
         )
         tuned.start(payload, None, ctx)
         tuned.fit(payload, None, data.train, generator, ctx)
-        accuracy, loss = accuracy_and_loss(ctx.model.module, data.test)
-        return metrics | {"personal/accuracy": accuracy, "personal/loss": loss}
+        return metrics | named_scores("personal", score(ctx.model.module, data.test))
 
 
 class _Head(LocalSGD):

@@ -15,7 +15,7 @@ from fedsim import rng as streams
 from fedsim.client import Client, ClientContext, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.evaluate import accuracy_and_loss
+from fedsim.evaluate import named_scores, score
 from fedsim.params import FlatModel
 
 
@@ -90,8 +90,7 @@ class PerFedAvg(Client):
         steps = self.config.adapt_steps
         for batch in data.train.batches(self.config.batch_size, rng, steps=steps):
             _step([*ctx.model.parameters], _gradient(ctx.model, *batch)[1], self.config.inner_lr)
-        accuracy, loss = accuracy_and_loss(ctx.model.module, data.test)
-        return metrics | {"personal/accuracy": accuracy, "personal/loss": loss}
+        return metrics | named_scores("personal", score(ctx.model.module, data.test))
 
 
 def _gradient(model: FlatModel, x: Tensor, y: Tensor) -> tuple[float, list[Tensor]]:

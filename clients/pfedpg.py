@@ -10,7 +10,7 @@ from fedsim import rng as streams
 from fedsim.client import ClientContext, Tree
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.evaluate import accuracy_and_loss
+from fedsim.evaluate import named_scores, score
 from fedsim.local_sgd import Fit, LocalSGD
 from fedsim.params import Params
 from fedsim.parts import in_head
@@ -64,12 +64,12 @@ class PFedPG(LocalSGD):
         if len(data.test) == 0:
             return {}
         self.start(payload, state, ctx)
-        accuracy, loss = accuracy_and_loss(ctx.model.module, data.test)
-        metrics = {"personal-generated/accuracy": accuracy, "personal-generated/loss": loss}
+        found = score(ctx.model.module, data.test)
+        generated = named_scores("personal-generated", found)
         epochs = self.config.adapt_epochs
         epochs = self.config.epochs if epochs is None else epochs
         if epochs > 0 and len(data.train) > 0:
             rng = streams.torch_generator(ctx.seed, "client/adapt", ctx.round, ctx.client_id)
             self.fit(payload, state, data.train, rng, ctx, epochs=epochs)
-            accuracy, loss = accuracy_and_loss(ctx.model.module, data.test)
-        return {"personal/accuracy": accuracy, "personal/loss": loss, **metrics}
+            found = score(ctx.model.module, data.test)
+        return {**named_scores("personal", found), **generated}

@@ -179,16 +179,16 @@ def open_executor(parts: Parts) -> Iterator[Executor]:
     Raises:
         InputError: more workers than the cluster has room for, or no cluster at the address.
     """
-    experiment = parts.experiment
+    experiment, public = parts.experiment, parts.manifest.public_rows
     executor: Executor
     if experiment.engine.name == "serial":
         from fedsim.engine.serial import SerialExecutor
 
-        executor = SerialExecutor(WorkerSpec(experiment))
+        executor = SerialExecutor(WorkerSpec(experiment, public=public))
     else:
         from fedsim.engine.ray import RayExecutor, python_search_path
 
-        spec = WorkerSpec(experiment, python_search_path())
+        spec = WorkerSpec(experiment, python_search_path(), public)
         executor = RayExecutor(spec, max_workers=max(experiment.cohort_size, 1))
     try:
         yield executor

@@ -3,7 +3,7 @@
     init_state(ctx)                        -> state     once, before a client's first round
     train(payload, state, data, rng, ctx)  -> (state, Update)
     personal_model(payload, state, ctx)    -> Params    only for personalised methods
-    evaluate(payload, state, data, ctx)    -> metrics   default: accuracy and loss on own test data
+    evaluate(payload, state, data, ctx)    -> metrics   default: the model's scores on own test data
 
 A client method knows nothing of transport, workers or Flower. What it wants to keep between
 rounds it returns as its state; what leaves the client is in the `Update` and nothing else.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedsim.params import FlatModel, Params
 
 if TYPE_CHECKING:
-    from fedsim.data.views import ClientData
+    from fedsim.data.views import ClientData, View
 
 Tree = dict[str, Any]
 """Nested str-keyed dict whose leaves are `Params`, CPU tensors, numbers, strings or None."""
@@ -68,7 +68,8 @@ class ClientContext:
 
     `model` is the worker's resident model: load a payload into it before use; nothing left in
     it survives the call. `initial` are the experiment's initial weights, the same everywhere.
-    `round` is 1..T, `client_id` is 0..num_clients-1.
+    `round` is 1..T, `client_id` is 0..num_clients-1. `public` are the samples that the server and
+    all clients know, in one order for all, where the partition has some.
     """
 
     client_id: int
@@ -79,6 +80,7 @@ class ClientContext:
     model: FlatModel
     initial: Params
     device: torch.device
+    public: View | None = None
 
 
 @dataclass(slots=True)
@@ -151,7 +153,7 @@ class Client:
 
         Names are ``generic/...`` for the server's model and ``personal/...`` for the client's.
         """
-        from fedsim.evaluate import accuracy_and_loss
+        from fedsim.evaluate import named_scores, score
 
         if len(data.test) == 0:
             return {}
@@ -164,6 +166,5 @@ class Client:
         metrics: Metrics = {}
         for kind, params in models.items():
             ctx.model.load(params)
-            accuracy, loss = accuracy_and_loss(ctx.model.module, data.test)
-            metrics |= {f"{kind}/accuracy": accuracy, f"{kind}/loss": loss}
+            metrics |= named_scores(kind, score(ctx.model.module, data.test))
         return metrics

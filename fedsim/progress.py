@@ -210,20 +210,21 @@ def make_progress(stream: TextIO | None = None) -> Progress:
 
 
 def summary_table(
-    accuracy: float | None,
-    client_accuracies: Mapping[str, Sequence[float]],
+    value: float | None,
+    client_values: Mapping[str, Sequence[float]],
     rounds: int,
     seconds: float,
+    headline: str = "accuracy",
 ) -> Table:
     """Return the final table.
 
-    `accuracy` is the generic model's on the global test set; `client_accuracies` maps
-    ``generic`` and ``personal`` to one accuracy a client, on its own test data. The spread is
-    the standard deviation over clients; "worst 10 %" is the mean of the lowest tenth of them
-    (rounded up).
+    `value` is the generic model's `headline` metric, a share, on the global test set;
+    `client_values` map ``generic`` and ``personal`` to one a client, on its own test data. The
+    spread is the standard deviation over clients; "worst 10 %" is the mean of the lowest tenth of
+    them (rounded up).
     """
-    table = [("generic accuracy", _percent(accuracy))]
-    for model, values in client_accuracies.items():
+    table = [(f"generic {headline}", _percent(value))]
+    for model, values in client_values.items():
         ordered = sorted(v for v in values if not math.isnan(v))
         if not ordered:
             continue
@@ -248,10 +249,11 @@ def format_table(table: Table) -> str:
 
 
 def format_metrics(metrics: Mapping[str, float], limit: int = 4) -> str:
-    """Return the first `limit` metrics as ``name value``, accuracies and losses first."""
+    """Return the first `limit` metrics as ``name value``, shares and losses first."""
+    from fedsim.report.text import is_share
 
     def rank(name: str) -> int:
-        return 0 if name.endswith("accuracy") else 1 if name.endswith("loss") else 2
+        return 0 if is_share(name) else 1 if name.endswith("loss") else 2
 
     names = sorted(metrics, key=rank)[:limit]
     return "  ".join(f"{name} {metrics[name]:.4g}" for name in names)

@@ -34,7 +34,7 @@ from fedsim.engine.jobs import Executor
 from fedsim.engine.letters import Letters
 from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.errors import RunFailed
-from fedsim.evaluate import VALIDATION, Counts
+from fedsim.evaluate import VALIDATION, Tally, named_scores, scorer_of
 from fedsim.maths.trees import Tree
 from fedsim.params import Params
 from fedsim.progress import Progress
@@ -87,6 +87,8 @@ class RoundLoop:
         self._shots = shots(parts, self._class_sizes)
         self._scored_rows = scored_rows(parts)
         self._features: dict[str, float] = {}  # of the round under way
+        self._scorer = scorer_of(parts.model.module)
+        self._recorder.set("headline", self._scorer.headline)
         self._grid = self._make_grid()
         self._bind()
         executor.when_waiting = self.write_pending
@@ -255,12 +257,12 @@ class RoundLoop:
             found = self._grid.score(params, self._scored_rows, round)
             values = found.metrics() | found.by_shots(self._shots)
             if self.experiment.evaluation.on == "validation":
-                values["accuracy_balanced"] = found.balanced()
-            scores |= {f"{kind}/{name}": value for name, value in values.items()}
+                values |= self._balanced(found)
+            scores |= named_scores(kind, values)
             if self.experiment.evaluation.on == "both":
                 other = self._grid.score(params, validation_rows(self.parts), round)
-                values = {**other.metrics(), "accuracy_balanced": other.balanced()}
-                scores |= {f"{VALIDATION}{kind}/{name}": v for name, v in values.items()}
+                values = other.metrics() | self._balanced(other)
+                scores |= named_scores(f"{VALIDATION}{kind}", values)
             self._note_features(kind, params, found)
         if not self.experiment.evaluation.personal or not self._grid.evaluation_clients:
             return scores, None
@@ -278,7 +280,11 @@ class RoundLoop:
         scores |= {f"clients/{name}": value for name, value in _numbers(metrics).items()}
         return scores, log
 
-    def _note_features(self, kind: str, params: Params, found: Counts) -> None:
+    def _balanced(self, found: Tally) -> dict[str, float]:
+        value = found.balanced()
+        return {} if value is None else {f"{self._scorer.headline}_balanced": value}
+
+    def _note_features(self, kind: str, params: Params, found: Tally) -> None:
         """Keep what is known of a model's features and its classifier; those of the first model."""
         if found.moments is None:
             return
@@ -320,6 +326,12 @@ class RoundLoop:
     def _finish(self) -> None:
         if self.params is not None:
             self.folder.save_model({name: self.params[name] for name in self.params})
+        model = self.parts.model
+        for name, params in self._models().items():
+            model.load(params)
+            figure = self._scorer.picture(model.module, self.parts.dataset)
+            if figure is not None:
+                self.folder.save_picture(name, figure)
 
     def _note(self, log: RoundLog) -> None:
         for report in log.failures:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Card, Split
 from fedsim.data.views import View
-from fedsim.evaluate import Counts, accuracy_and_loss, counts, shot_groups
+from fedsim.evaluate import Counts, counts, score, shot_groups
 
 CARD = Card("t", "s", "l", ("a", "b"), (1, 1, 2), (0.0,), (1.0,), "d")
 
@@ -31,8 +31,8 @@ THREE = view([[255, 0], [0, 255], [255, 0]], [0, 1, 1])
 RIGHT, WRONG = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
 
 
-def test_accuracy_and_loss_by_hand() -> None:
-    accuracy, loss = accuracy_and_loss(Pixels(), THREE)
+def test_scores_by_hand() -> None:
+    accuracy, loss = score(Pixels(), THREE).values()
     assert accuracy == pytest.approx(2 / 3)
     assert loss == pytest.approx((2 * RIGHT + WRONG) / 3, rel=1e-6)
 
@@ -48,14 +48,14 @@ def test_counts_are_sums_whatever_the_batch(batch_size: int) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_is_left_as_it_was(training: bool) -> None:
     module = Pixels().train(training)
-    assert accuracy_and_loss(module, THREE)[0] == pytest.approx(2 / 3)
+    assert score(module, THREE)["accuracy"] == pytest.approx(2 / 3)
     assert module.training is training
 
 
 def test_batch_norm_is_read_and_not_updated() -> None:
     module = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten())
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    accuracy_and_loss(module, THREE)
+    score(module, THREE)
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
@@ -63,7 +63,7 @@ def test_no_samples_have_no_score() -> None:
     empty = View(THREE.split, np.array([], np.int64), CARD)
     assert counts(Pixels(), empty, 2).samples.tolist() == [0, 0]
     with pytest.raises(ValueError, match="no samples"):
-        accuracy_and_loss(Pixels(), empty)
+        score(Pixels(), empty)
 
 
 PROFILES = [
@@ -109,7 +109,7 @@ def test_heads_on_one_body_are_whole_models() -> None:
     flipped = own[0].flip(0), own[1].flip(0)
     masked = own[0], torch.tensor([0.0, -torch.inf])
     found = head_scores(module, {"a": own, "b": flipped, "c": masked}, THREE, batch_size=2)
-    accuracy, loss = accuracy_and_loss(module, THREE, batch_size=2)
+    accuracy, loss = score(module, THREE, batch_size=2).values()
     assert found["a/accuracy"] == accuracy
     assert found["a/loss"] == pytest.approx(loss, rel=1e-6)
     assert found["b/accuracy"] == pytest.approx(1 - accuracy)

@@ -23,6 +23,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "indices": np.dtype("<i4"),
     "pointers": np.dtype("<i8"),
     "server": np.dtype("<i4"),
+    "public": np.dtype("u1"),
     "labelled": np.dtype("u1"),
     "modality": np.dtype("u1"),
     "num_validation": np.dtype("<i4"),
@@ -61,9 +62,9 @@ class Assignment:
     """Samples of clients 0..N-1: `indices` int32 (total,) cut by `pointers` int64 (N+1,).
 
     `server` int32 (m,) are the samples of the server itself: a public set, or the only labelled
-    ones. `labelled` and `modality` uint8 (N,) say whether a client sees the labels of its samples,
-    1 or 0, and which of `MODALITIES` it holds; empty arrays (the default) stand for 1 and 0
-    everywhere.
+    ones. `public` uint8 (m,) says which of them the clients know too, 1 or 0. `labelled` and
+    `modality` uint8 (N,) say whether a client sees the labels of its samples, 1 or 0, and which of
+    `MODALITIES` it holds. Empty arrays (the default) stand for 0, 1 and 0 everywhere.
 
     Raises:
         InputError: arrays that are not such a cut, or negative indices.
@@ -72,11 +73,12 @@ class Assignment:
     indices: np.ndarray
     pointers: np.ndarray
     server: np.ndarray = field(default_factory=_none, kw_only=True)
+    public: np.ndarray = field(default_factory=_none, kw_only=True)
     labelled: np.ndarray = field(default_factory=_none, kw_only=True)
     modality: np.ndarray = field(default_factory=_none, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._set_integers("indices", "pointers", "server", "labelled", "modality")
+        self._set_integers("indices", "pointers", "server", "public", "labelled", "modality")
         pointers = self.pointers
         check(len(pointers) >= 2, "a partition must have at least 1 client", len(pointers) - 1)
         check(pointers[0] == 0, "pointers must start at 0", int(pointers[0]))
@@ -91,10 +93,15 @@ class Assignment:
             check(lowest >= 0, "indices must be >= 0", lowest)
         if len(self.server):
             check(self.server.min() >= 0, "server must be >= 0", int(self.server.min()))
-        for name, highest in (("labelled", 1), ("modality", len(MODALITIES) - 1)):
+        last = len(MODALITIES) - 1
+        for name, highest, length in (
+            ("public", 1, len(self.server)),
+            ("labelled", 1, self.num_clients),
+            ("modality", last, self.num_clients),
+        ):
             values = getattr(self, name)
-            right = len(values) in (0, self.num_clients)
-            check(right, f"{name} must have {self.num_clients} values or none", len(values))
+            right = len(values) in (0, length)
+            check(right, f"{name} must have {length} values or none", len(values))
             if len(values):
                 check(values.max() <= highest, f"{name} must be <= {highest}", int(values.max()))
 
@@ -116,6 +123,11 @@ class Assignment:
     def sizes(self) -> np.ndarray:
         """Samples of each client, int64 (N,)."""
         return np.diff(self.pointers)
+
+    @property
+    def public_rows(self) -> np.ndarray:
+        """The samples that the server and all clients know, int32 (p,)."""
+        return self.server[self.public == 1] if len(self.public) else self.server[:0]
 
     @cached_property
     def owners(self) -> np.ndarray:
@@ -211,7 +223,7 @@ class Manifest(Assignment):
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the arrays; equal exactly for equal manifests."""
-        digest = hashlib.sha256(b"fedsim manifest 2")
+        digest = hashlib.sha256(b"fedsim manifest 3")
         for name in _DTYPES:
             array = getattr(self, name)
             digest.update(f"/{name}/{len(array)}/".encode())
@@ -293,6 +305,7 @@ def build_manifest(
         num_validation.astype(np.int32),
         num_test.astype(np.int32),
         server=assignment.server,
+        public=assignment.public,
         labelled=assignment.labelled,
         modality=assignment.modality,
     )

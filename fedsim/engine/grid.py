@@ -24,7 +24,7 @@ from fedsim.engine.jobs import Assignment, Block, BlockResult, Executor, Failure
 from fedsim.engine.letters import Letter, by_payload, letters_of, round_of
 from fedsim.engine.records import RecordMismatch, TreeRecord, tree_of
 from fedsim.errors import RunFailed
-from fedsim.evaluate import Counts
+from fedsim.evaluate import Tally
 from fedsim.maths import trees
 from fedsim.maths.trees import Tree
 from fedsim.params import Params
@@ -162,8 +162,8 @@ class SimulationGrid(Grid):
             self._keep_states()
         return sorted(replies, key=lambda m: m.metadata.src_node_id)
 
-    def score(self, params: Params, rows: int | np.ndarray, round: int) -> Counts:
-        """Return what a model gets right of the first `rows` rows of the test set.
+    def score(self, params: Params, rows: int | np.ndarray, round: int) -> Tally:
+        """Return what is found of a model on the first `rows` rows of the test set.
 
         An array names rows of the training split instead.
         """
@@ -177,9 +177,9 @@ class SimulationGrid(Grid):
             for block in blocks:
                 block.rows = rows[slice(*block.shard)]
         results = sorted(self.executor.run(blocks, {"model": params}), key=lambda r: r.index)
-        total: Counts = results[0].counts
+        total: Tally = results[0].tally
         for result in results[1:]:
-            total = total + result.counts
+            total = total + result.tally
         return total
 
     def _run_group(self, letters: list[Letter], training: bool) -> list[Message]:

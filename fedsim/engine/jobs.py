@@ -17,10 +17,14 @@ Kind = Literal["train", "evaluate", "score"]
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """All that a worker needs to be built, on any machine that has the packages and the data."""
+    """All that a worker needs to be built, on any machine that has the packages and the data.
+
+    `public` int32 (p,) are the training split's rows that the server and all clients know.
+    """
 
     experiment: Experiment
     search_path: tuple[str, ...] = ()
+    public: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 @dataclass
@@ -110,13 +114,13 @@ class BlockResult:
     index: int
     reports: list[Report]
     sums: Any = None  # the block's `WeightedMean` when it is reduced
-    counts: Any = None  # kind "score": the `Counts` of the rows
+    tally: Any = None  # kind "score": the `Tally` of the rows
     seconds: float = 0.0
 
     def __reduce__(self) -> Any:
         # Tuples pickle several times faster than one dataclass a client.
         rows = [tuple(vars(report).values()) for report in self.reports]
-        return _result, (self.index, rows, self.sums, self.counts, self.seconds)
+        return _result, (self.index, rows, self.sums, self.tally, self.seconds)
 
 
 def _result(index: int, rows: list[tuple[Any, ...]], *rest: Any) -> BlockResult:

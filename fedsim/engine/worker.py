@@ -35,7 +35,7 @@ from fedsim.components import (
 )
 from fedsim.data.views import ClientData, View
 from fedsim.engine.jobs import Assignment, Block, BlockResult, Failure, Report, WorkerSpec
-from fedsim.evaluate import VALIDATION, counts
+from fedsim.evaluate import VALIDATION, scorer_of
 from fedsim.maths import trees
 from fedsim.maths.trees import Tree
 from fedsim.params import FlatModel
@@ -73,6 +73,7 @@ class Worker:
             if path not in sys.path:
                 sys.path.append(path)
         self.experiment = spec.experiment
+        self._public_rows = spec.public
         self.device = torch.device(device)
         self.dataset = build_dataset(spec.experiment)
         self.client: Any = build_client(spec.experiment)
@@ -137,7 +138,15 @@ class Worker:
             model=self.model,
             initial=self.initial,
             device=self.device,
+            public=self._public,
         )
+
+    @cached_property
+    def _public(self) -> View | None:
+        """The samples that all know, in the order of the partition."""
+        if len(self._public_rows) == 0:
+            return None
+        return View(self.dataset.train, self._public_rows, self.dataset.card, self.device)
 
     def seed_globals(self, block: Block, client: int) -> None:
         """Seed torch's global generator, which dropout draws from, for this client and round."""
@@ -154,14 +163,14 @@ class Worker:
             split, rows = self.dataset.train, block.rows
         view = View(split, rows, self.dataset.card, self.device)
         batch_size = self.experiment.evaluation.batch_size
-        scored = counts(
+        found = scorer_of(self.model.module).tally(
             self.model.module,
             view,
             self.dataset.num_classes,
             batch_size,
             features=self.experiment.evaluation.features,
         )
-        return BlockResult(block.index, [], counts=scored)
+        return BlockResult(block.index, [], tally=found)
 
     def _train(self, block: Block, payload: Tree) -> BlockResult:
         result = BlockResult(block.index, [])

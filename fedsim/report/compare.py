@@ -25,11 +25,10 @@ from fedsim.runs.results import Run, load_runs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_GLOBAL = ("generic/accuracy", "generic/accuracy_many", "generic/accuracy_medium",
-           "generic/accuracy_few")  # fmt: skip
-_CLIENTS = ("clients/generic/accuracy", "clients/personal/accuracy")
-DEPLOYED = "clients/deployed/accuracy"
+_OWN = ("clients/generic/", "clients/personal/")
+DEPLOYED = "clients/deployed/"
 """Of the model that a client would use: its personal one, or the generic one if it has none."""
+SHOTS = ("many", "medium", "few")
 BEST = "best-on-validation"
 LOWEST = 0.1
 """The share of clients that "worst 10 %" is the mean of."""
@@ -93,7 +92,8 @@ def compare(
     `runs` are runs, or paths and globs of their folders. `metric` names are as recorded, with or
     without ``test/``, such as ``generic/accuracy`` (the server's model on the global test set) or
     ``clients/personal/accuracy`` (mean over clients), and ``clients/deployed/accuracy``, which is
-    the personal one where a method has one and else the generic; by default all accuracies.
+    the personal one where a method has one and else the generic; by default all accuracies, or
+    those of the metric that the models are scored by.
     `reference` is a group's name, by default the first of FedAvg or else the first. `choice` says
     which round counts: ``last``, ``mean-of-last-K`` evaluations, or ``best-on-validation``: the
     first one with the best value on validation samples (``evaluation.on: both``). With `target` the
@@ -177,10 +177,15 @@ def _metrics(groups: list[Group], wanted: str | Sequence[str] | None) -> list[st
     known = dict.fromkeys(
         name.removeprefix("test/") for g in groups for r in g.runs[:1] for name in r.names()
     )
-    if _CLIENTS[0] in known or _CLIENTS[1] in known:
-        known[DEPLOYED] = None
+    headline = groups[0].runs[0].headline
+    own = [f"{model}{headline}" for model in _OWN]
+    deployed = f"{DEPLOYED}{headline}"
+    if own[0] in known or own[1] in known:
+        known[deployed] = None
     if wanted is None:
-        names = [*_GLOBAL, *_CLIENTS, *([DEPLOYED] if all(c in known for c in _CLIENTS) else [])]
+        generic = f"generic/{headline}"
+        names = [generic, *(f"{generic}_{shots}" for shots in SHOTS), *own]
+        names += [deployed] if all(c in known for c in own) else []
         found = [name for name in names if name in known]
         found = found or [f"validation/{n}" for n in names if f"validation/{n}" in known]
         return found or [name for name in known if name.startswith("train/train_loss")]
@@ -188,7 +193,7 @@ def _metrics(groups: list[Group], wanted: str | Sequence[str] | None) -> list[st
     for i, name in enumerate(names):
         names[i] = name.removeprefix("test/")
         if names[i] not in known:
-            shown = [k for k in known if k.endswith(("accuracy", "loss"))]
+            shown = [k for k in known if k.endswith((headline, "loss"))]
             raise InputError(
                 f"no run has recorded the metric {name!r}; there are {', '.join(shown)} and "
                 f"{len(known) - len(shown)} more.{nearest(names[i], list(known))}"
@@ -218,9 +223,10 @@ def split_of(name: str) -> tuple[str, str]:
 
 def recorded(run: Run, name: str) -> str:
     """Return the name under which a run has recorded a metric of the tables."""
-    if name != DEPLOYED:
+    if not name.startswith(DEPLOYED):
         return name
-    return _CLIENTS[1] if f"test/{_CLIENTS[1]}" in run.names() else _CLIENTS[0]
+    generic, personal = (f"{model}{name.removeprefix(DEPLOYED)}" for model in _OWN)
+    return personal if f"test/{personal}" in run.names() else generic
 
 
 def _number(run: Run, name: str, count: int) -> float:
@@ -230,7 +236,8 @@ def _number(run: Run, name: str, count: int) -> float:
         return math.nan
     if count:
         return float(frame["value"].to_numpy()[-count:].mean())
-    held = run.values("validation", own.partition("_")[0])  # of accuracy_few: accuracy
+    whole, _, last = own.rpartition("_")  # of accuracy_few: accuracy
+    held = run.values("validation", whole if last in SHOTS else own)
     if split != "test" or held.empty:
         raise InputError(
             f"run {run.path} has not recorded {own} on validation samples as well; {BEST} needs "

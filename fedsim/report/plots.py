@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from fedsim.report.compare import DEPLOYED, Comparison, recorded, split_of
+from fedsim.report.compare import DEPLOYED, SHOTS, Comparison, recorded, split_of
 from fedsim.report.domains import domains_figure, has_domains
 from fedsim.report.groups import Group
 from fedsim.report.statistics import mean_interval
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c8c00", "#777777")
 STYLES = ("-", "--", ":", "-.")
-SHOTS = ("many", "medium", "few")
 
 
 def style(i: int) -> dict[str, Any]:
@@ -41,11 +40,12 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
     figures = {}
     for name in [n for n in names if not n.endswith(SHOTS)]:
         figures[f"{name} by round, bytes and seconds"] = curves_figure(groups, name)
-    for name in (DEPLOYED, "clients/personal/accuracy", "clients/generic/accuracy"):
-        if name in names:
+    headline = groups[0].runs[0].headline
+    for model in (DEPLOYED, "clients/personal/", "clients/generic/"):
+        if (name := f"{model}{headline}") in names:
             figures[f"{name} of each client"] = clients_figure(groups, name)
             break
-    shots = [f"generic/accuracy_{s}" for s in SHOTS]
+    shots = [f"generic/{headline}_{s}" for s in SHOTS]
     if all(s in names for s in shots):
         figures["many, medium and few samples"] = bars_figure(comparison, shots, SHOTS)
     for group in groups:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import safetensors.torch
 import yaml
@@ -29,6 +30,9 @@ from fedsim.errors import InputError, RunFailed, nearest
 from fedsim.runs import checkpoint, states
 from fedsim.runs.files import ASIDE, aside, reason, sync_folder, write_atomic
 from fedsim.runs.record import reading
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STATUSES = ("running", "finished", "failed", "interrupted")
 
@@ -40,7 +44,8 @@ _FILES = (
     *("metrics.db", "metrics.db-wal", "metrics.db-shm", "metrics.db-journal"),
     *("model.safetensors", "log.txt"),
 )
-_FOLDERS = (checkpoint.FOLDER, states.FOLDER, "export")
+_PICTURES = "pictures"
+_FOLDERS = (checkpoint.FOLDER, states.FOLDER, "export", _PICTURES)
 
 # A reader that asks whether a run is at work holds the lock for microseconds.
 _LOCK_ATTEMPTS, _LOCK_PAUSE_SECONDS = 5, 0.02
@@ -239,6 +244,21 @@ class RunFolder:
         except OSError as error:
             raise RunFailed(f"cannot write {path}: {reason(error)}") from error
 
+    def save_picture(self, name: str, figure: Figure) -> None:
+        """Write ``pictures/<name>.png``.
+
+        Raises:
+            RunFailed: the disk is full or fails.
+        """
+        path = self.path / _PICTURES / f"{name}.png"
+        image = io.BytesIO()
+        figure.savefig(image, format="png", metadata={"Software": None})
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, image.getvalue())
+        except OSError as error:
+            raise RunFailed(f"cannot write {path}: {reason(error)}") from error
+
     def logger(self) -> logging.Logger:
         """Return the logger that writes to ``log.txt`` with UTC times; closed by `close`."""
         if self._logger is None:
@@ -345,6 +365,8 @@ class RunFolder:
         states.remove_all(self.path)
         for name in _EXPORTS:
             (self.path / "export" / name).unlink(missing_ok=True)
+        for picture in (self.path / _PICTURES).glob("*.png"):
+            picture.unlink()
         for name in _FOLDERS:
             with contextlib.suppress(OSError):
                 (self.path / name).rmdir()

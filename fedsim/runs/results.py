@@ -136,23 +136,32 @@ class Run:
         _, *columns = _cells(rows)
         return pd.DataFrame(dict(zip(("round", "client", "value"), columns, strict=True)))
 
+    @property
+    def headline(self) -> str:
+        """The metric that models are told apart by, accuracy unless their scorer has another."""
+        with self._database() as db:
+            query = "SELECT value FROM run WHERE key = 'headline'"
+            row = None if db is None else db.execute(query).fetchone()
+        return "accuracy" if row is None else str(json.loads(row[0]))
+
     def summary(self) -> list[tuple[str, str]]:
-        """Return the final table as (label, text): accuracy, spread over clients, time."""
+        """Return the final table as (label, text): headline metric, spread over clients, time."""
         from fedsim.progress import summary_table
 
-        accuracies = {}
-        split = self.config.evaluation.split
+        found = {}
+        split, headline = self.config.evaluation.split, self.headline
         for model in ("generic", "personal"):
-            values = self.client_values(split, f"{model}/accuracy", last=True)
+            values = self.client_values(split, f"{model}/{headline}", last=True)
             if len(values):
-                accuracies[model] = values["value"].tolist()
+                found[model] = values["value"].tolist()
         metrics = self.metrics
         seconds = metrics[(metrics["split"] == "train") & (metrics["name"] == "seconds")]
         return summary_table(
-            self.final.get(f"{split}/generic/accuracy"),
-            accuracies,
+            self.final.get(f"{split}/generic/{headline}"),
+            found,
             self.rounds_done,
             float(seconds["value"].sum()),
+            headline,
         )
 
     def arrays(self) -> dict[str, Tensor]:

@@ -57,19 +57,24 @@ def sweep(
 def table(runs: Sequence[Run]) -> pd.DataFrame:
     """Return a row for each combination: seeds, and mean and deviation of the final accuracies.
 
+    Where models are scored by another headline metric, such as mAP, these are of that metric.
+
     `generic` is the server's model on the global test set; `clients_generic` and `personal` are
     means over the clients' own test sets. The deviation (``_std``) is over seeds, with n - 1.
     """
     columns = {
-        "generic": "generic/accuracy",
-        "clients_generic": "clients/generic/accuracy",
-        "personal": "clients/personal/accuracy",
+        "generic": "generic",
+        "clients_generic": "clients/generic",
+        "personal": "clients/personal",
     }
     values: dict[str, list[dict[str, float]]] = {}
     for run in runs:
-        final = run.final
+        final, headline = run.final, run.headline
         values.setdefault(run.config.name, []).append(
-            {key: final.get(f"test/{name}", float("nan")) for key, name in columns.items()}
+            {
+                key: final.get(f"test/{model}/{headline}", float("nan"))
+                for key, model in columns.items()
+            }
         )
     rows = []
     for name, found in values.items():

@@ -77,10 +77,10 @@ def test_manifest_refuses(validation: np.ndarray, test: np.ndarray, message: str
 
 
 def test_digest_hashes_the_arrays_as_little_endian(manifest: Manifest) -> None:
-    data = b"fedsim manifest 2"
+    data = b"fedsim manifest 3"
     data += b"/indices/9/" + struct.pack("<9i", 9, 8, 7, 6, 5, 0, 3, 2, 1)
     data += b"/pointers/4/" + struct.pack("<4q", 0, 5, 6, 9)
-    data += b"/server/0//labelled/0//modality/0/"
+    data += b"/server/0//public/0//labelled/0//modality/0/"
     data += b"/num_validation/3/" + struct.pack("<3i", 1, 0, 0)
     data += b"/num_test/3/" + struct.pack("<3i", 1, 0, 2)
     data += b"/test_indices/0//test_pointers/0/"
@@ -91,7 +91,7 @@ def test_manifest_of_a_seed_never_changes() -> None:
     build = lambda seed: build_manifest(  # noqa: E731
         assignment(5, 10, 3), 0.1, 0.2, numpy_generator(seed, "holdout")
     )
-    assert build(0).digest() == "6ce42ab64a886b86cc6f63fa8be8e5c43e21b1f2ee3960a64ca9d0def5050f95"
+    assert build(0).digest() == "047a222e92a0d70db789eedf9131e773c0ea5b4ac6e5b7d3f493ca639464bcca"
     assert build(0).digest() == build(0).digest() != build(1).digest()
 
 

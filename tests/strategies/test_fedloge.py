@@ -318,7 +318,7 @@ def test_scores_of_a_client_are_those_of_its_models() -> None:
     }
     for kind, params in models.items():
         ctx.model.load(params)
-        accuracy, loss = fedsim.evaluate.accuracy_and_loss(ctx.model.module, data.test)
+        accuracy, loss = fedsim.evaluate.score(ctx.model.module, data.test).values()
         assert found[f"{kind}/accuracy"] == accuracy
         assert found[f"{kind}/loss"] == pytest.approx(loss, rel=1e-5)
 

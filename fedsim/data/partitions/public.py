@@ -1,8 +1,10 @@
-"""A public set: samples that the server holds and the clients do not, as the image-text pairs of
-CreamFL (Yu et al. 2023, arXiv:2302.08888).
+"""A public set: samples that the server and all clients know and none owns, as the image-text pairs
+of CreamFL (Yu et al. 2023, arXiv:2302.08888).
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +25,7 @@ def public(
     share: float | None = None,
     within: Partition = IID,
 ) -> Assignment:
-    """A random public set at the server, of `size` samples or a `share`; the rest by `within`.
+    """A random public set that all know, of `size` samples or a `share`; the rest by `within`.
 
     Raises:
         InputError: neither or both of `size` and `share`; a public set of all samples or more.
@@ -38,4 +40,5 @@ def public(
     if size is None:
         size = number_of(share or 0.0, n, "partition.share")
     check(1 <= size < n, f"partition.size must be in 1..{n - 1}, below the number of samples", size)
-    return set_aside(samples, rng.permutation(n)[:size], clients, within, rng)
+    divided = set_aside(samples, rng.permutation(n)[:size], clients, within, rng)
+    return replace(divided, public=np.ones(size, np.uint8))

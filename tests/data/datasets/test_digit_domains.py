@@ -8,7 +8,7 @@ from fedsim.data.datasets.digit_domains import DOMAINS, digit_domains
 from fedsim.data.datasets.emoji import emoji
 from fedsim.data.datasets.mnist5k import mnist5k
 from fedsim.data.views import View
-from fedsim.evaluate import accuracy_and_loss
+from fedsim.evaluate import score
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def difficulty(data: Dataset, steps: int, width: int) -> np.ndarray:
     table = []
     for domain in domains:
         module = trained(data, domain, steps, width)
-        table.append([accuracy_and_loss(module, view)[0] for view in tests])
+        table.append([score(module, view)["accuracy"] for view in tests])
     return np.array(table)
 
 

@@ -49,6 +49,7 @@ def test_the_public_set_is_random_and_the_rest_is_divided(
 ) -> None:
     own = divide(SAMPLES, "public", 4, **options)
     assert len(own.server) == size
+    assert own.public_rows.tolist() == own.server.tolist()
     assert len(own.labelled) == 0
     together = np.concatenate([own.server, own.indices])
     assert sorted(together.tolist()) == list(range(60))

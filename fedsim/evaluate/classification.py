@@ -1,8 +1,8 @@
-"""Scoring a model on a view of data."""
+"""Scoring classifiers: accuracy and loss, by class, by groups of classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.data.views import View
+from fedsim.evaluate.scorer import Scorer
 from fedsim.moments import Moments
-
-VALIDATION = "validation/"
-"""What the names of values on validation samples begin with, beside those on test samples."""
 
 ShotRule = Literal["cumulative", "count"]
 SHOTS = ("many", "medium", "few")
@@ -64,7 +62,7 @@ class Counts:
             raise ValueError("a model cannot be scored on no samples")
         return float((self.correct[present] / self.samples[present]).mean())
 
-    def by_shots(self, groups: list[np.ndarray]) -> dict[str, float]:
+    def by_shots(self, groups: Sequence[np.ndarray]) -> dict[str, float]:
         """Return the accuracy over the samples of each group of `shot_groups` that has any."""
         scores = {}
         for name, classes in zip(SHOTS, groups, strict=True):
@@ -137,16 +135,22 @@ def counts(
     return Counts(correct.copy(), wrong + correct, loss, moments)
 
 
-def accuracy_and_loss(module: nn.Module, view: View, batch_size: int = 512) -> tuple[float, float]:
-    """Return the accuracy in [0, 1] and the mean cross-entropy over a view.
+class Classification(Scorer):
+    """Accuracy and cross-entropy of logits (batch, classes)."""
 
-    Raises:
-        ValueError: the view is empty.
-    """
-    if len(view) == 0:
-        raise ValueError("a model cannot be scored on no samples")
-    scores = counts(module, view, len(view.card.classes), batch_size).metrics()
-    return scores["accuracy"], scores["loss"]
+    def tally(
+        self,
+        module: nn.Module,
+        view: View,
+        num_classes: int,
+        batch_size: int = 512,
+        *,
+        features: bool = False,
+    ) -> Counts:
+        return counts(module, view, num_classes, batch_size, features=features)
+
+
+CLASSIFICATION = Classification()
 
 
 def head_scores(

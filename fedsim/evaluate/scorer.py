@@ -1,0 +1,102 @@
+"""How a model is scored: by what it is for, which the model says itself.
+
+A model carries a `scorer`; one without is a classifier. Workers make a `Tally` of some samples
+each, the tallies are added, and the sum has the metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+
+import numpy as np
+from torch import nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fedsim.data.dataset import Dataset
+    from fedsim.data.views import View
+    from fedsim.moments import Moments
+
+T = TypeVar("T")
+
+
+class Tally(Protocol):
+    """What was found on some samples; picklable, and added up in the order of the samples."""
+
+    @property
+    def moments(self) -> Moments | None:
+        """Of the features, where they were asked for."""
+
+    def __add__(self: T, other: T) -> T: ...
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics by name.
+
+        Raises:
+            ValueError: there were no samples.
+        """
+
+    def balanced(self) -> float | None:
+        """Return the headline metric with all classes counted alike; None if there is none."""
+
+    def by_shots(self, groups: Sequence[np.ndarray]) -> dict[str, float]:
+        """Return metrics on the classes of each group (`shot_groups`); empty if there are none."""
+
+
+class Scorer:
+    """Base class: scores a module on views of data.
+
+    Class attributes:
+        headline: the metric, higher is better, that progress, tables and comparisons show.
+    """
+
+    headline: ClassVar[str] = "accuracy"
+
+    def tally(
+        self,
+        module: nn.Module,
+        view: View,
+        num_classes: int,
+        batch_size: int = 512,
+        *,
+        features: bool = False,
+    ) -> Tally:
+        """Return what is found on a view, which may be empty.
+
+        The module is scored in evaluation mode and left in the mode it was in. With `features`
+        also the moments of what the module's `head` is given, where that makes sense.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define tally")
+
+    def picture(self, module: nn.Module, dataset: Dataset) -> Figure | None:
+        """Return a picture of what the module does with test samples, or None.
+
+        Drawn once, of the final model, into the run's folder ``pictures``.
+        """
+        return None
+
+
+def scorer_of(module: nn.Module) -> Scorer:
+    """Return how a model is scored: as its attribute `scorer` says, else as a classifier."""
+    from fedsim.evaluate.classification import CLASSIFICATION
+
+    found: Scorer = getattr(module, "scorer", CLASSIFICATION)
+    return found
+
+
+def score(module: nn.Module, view: View, batch_size: int = 512) -> dict[str, float]:
+    """Return the module's metrics on a view, as its scorer has them.
+
+    Raises:
+        ValueError: the view is empty.
+    """
+    if len(view) == 0:
+        raise ValueError("a model cannot be scored on no samples")
+    return scorer_of(module).tally(module, view, len(view.card.classes), batch_size).metrics()
+
+
+def named_scores(model: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Return scores under the name of a model: ``personal`` makes ``personal/accuracy``."""
+    return {f"{model}/{name}": value for name, value in scores.items()}
