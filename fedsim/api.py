@@ -53,7 +53,8 @@ def run(
     folder = RunFolder.create(Path(out), experiment.name, experiment.seed, force=force)
     progress = progress or Progress()
     with folder:
-        parts = build_parts(experiment, _fresh_data)
+        with _in_file(source):
+            parts = build_parts(experiment, _fresh_data)
         with open_executor(parts) as executor:
             folder.begin(to_yaml(experiment), describe(), parts.manifest)
             progress.folder = folder.path
@@ -69,15 +70,17 @@ def resume(folder: str | Path, *, progress: Progress | None = None) -> Run:
     as it is.
 
     Raises:
-        InputError: the folder is not a run, or another process is at work in it.
+        InputError: the folder is not a run or is damaged, or another process is at work in it.
         RunFailed: it stopped again.
     """
     opened = RunFolder.open(Path(folder))
     progress = progress or Progress()
-    progress.folder = opened.path
     with opened:
         if opened.status == "finished":
-            return Run(opened.path)
+            run = Run(opened.path)
+            run.check()
+            return run
+        progress.folder = opened.path
         experiment = load_experiment(opened.path / "config.yaml")
         manifest = Manifest.load(opened.path / "partition.npz")
 
@@ -128,7 +131,8 @@ def partition(
     if out is not None:
         check_target(Path(out))
     experiment = prepare(source, set, seed)
-    dataset, divided = _fresh_data(experiment)
+    with _in_file(source):
+        dataset, divided = _fresh_data(experiment)
     label = f"{experiment.dataset.name}, {experiment.partition.name}, seed {experiment.seed}"
     figure = partition_figure(divided, dataset, f"{experiment.name}: {label}")
     if out is not None:
@@ -194,6 +198,17 @@ def open_executor(parts: Parts) -> Iterator[Executor]:
         yield executor
     finally:
         executor.close()
+
+
+@contextmanager
+def _in_file(source: Source) -> Iterator[None]:
+    """Begin an error's message with the experiment's file, if it comes from one."""
+    try:
+        yield
+    except InputError as error:
+        if isinstance(source, Mapping) or str(error).startswith(str(source)):
+            raise
+        raise InputError(f"{source}: {error}") from error
 
 
 def _fresh_data(experiment: Experiment) -> tuple[Any, Manifest]:

@@ -175,7 +175,9 @@ def resume(
     with _watched(folder, track or (), track_clients) as progress:
         import fedsim
 
-        fedsim.resume(folder, progress=progress)
+        run = fedsim.resume(folder, progress=progress)
+    if progress.folder is None:
+        print(f"{folder} has finished: round {run.rounds_done} of {run.config.rounds}")
     return 0
 
 
@@ -284,6 +286,11 @@ def compare(
 ) -> None:
     """Compare strategies over seeds, with intervals and paired tests."""
     import fedsim
+
+    if out is not None:
+        from fedsim.report.html import check_page
+
+        check_page(out)
 
     comparison = fedsim.compare(
         runs,

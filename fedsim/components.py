@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,22 @@ def _build(experiment: Experiment, kind: str) -> tuple[Any, Any]:
     )
 
 
+@contextmanager
+def _named(section: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Give an error that begins with the name of an option that option's whole key."""
+    try:
+        yield
+    except InputError as error:
+        if str(error).split(" ", 1)[0] in options:
+            raise InputError(f"{section}.{error}") from error
+        raise
+
+
 def build_dataset(experiment: Experiment) -> Dataset:
     """Return the experiment's data set."""
     function, options = _build(experiment, "datasets")
-    dataset = function(**options)
+    with _named("dataset", options):
+        dataset = function(**options)
     if not isinstance(dataset, Dataset):
         raise InputError(
             f"dataset.name {experiment.dataset.name!r} must return a fedsim Dataset, got "
@@ -84,7 +97,8 @@ def build_partition(experiment: Experiment, dataset: Dataset) -> Manifest:
     generator = rng.numpy_generator(experiment.seed, "partition")
     rows = training_rows(experiment, dataset)
     samples = Samples.of(dataset, rows)
-    assignment = function(samples, section.clients, generator, **options)
+    with _named("partition", options):
+        assignment = function(samples, section.clients, generator, **options)
     if not isinstance(assignment, Assignment):
         raise InputError(
             f"partition.name {section.name!r} must return a fedsim Assignment, got "
@@ -136,7 +150,8 @@ def build_model(experiment: Experiment, card: Card) -> nn.Module:
     function, options = _build(experiment, "models")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(rng.derive(experiment.seed, "model"))
-        module = function(card.input_shape, len(card.classes), **options)
+        with _named("model", options):
+            module = function(card.input_shape, len(card.classes), **options)
     if not isinstance(module, nn.Module):
         raise InputError(
             f"model.name {experiment.model.name!r} must return a torch Module, got "

@@ -265,6 +265,10 @@ def load_experiment(
         label, data = "experiment", source
     else:
         label, data = str(source), read_mapping(Path(source))
+        if is_sweep(data):
+            raise InputError(
+                f"{label} is a sweep file, not an experiment; run it with: fedsim sweep {label}"
+            )
     try:
         tree = _plain(data, "")
         replaced = list(_parse_overrides(overrides))
@@ -307,6 +311,11 @@ def join_problems(label: str, problems: Sequence[str]) -> str:
     if len(problems) == 1:
         return f"{label}: {problems[0]}"
     return "\n  ".join([f"{label} has {len(problems)} problems:", *problems])
+
+
+def is_sweep(data: Mapping[str, Any]) -> bool:
+    """Whether what a file holds is a sweep rather than an experiment."""
+    return "rounds" not in data and ("base" in data or "variants" in data)
 
 
 def read_mapping(path: Path) -> Mapping[str, Any]:

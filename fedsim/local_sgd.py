@@ -92,9 +92,11 @@ class LocalSGD(Client):
         vectorise: bool | Literal["auto"] = "auto"  # several clients in one kernel
 
         def __post_init__(self) -> None:
-            check(self.epochs >= 1, "epochs must be >= 1", self.epochs)
-            check(self.steps is None or self.steps >= 1, "steps must be >= 1", self.steps)
-            check(self.batch_size >= 1, "batch_size must be >= 1", self.batch_size)
+            for name in ("epochs", "steps", "batch_size"):
+                count = getattr(self, name)
+                if count is not None:
+                    check(count >= 1, f"{name} must be >= 1", count)
+                    check(count < 2**31, f"{name} must be below 2**31", count)
             check(0 < self.lr < float("inf"), "lr must be > 0 and finite", self.lr)
             check(0 < self.lr_decay <= 1, "lr_decay must be in (0, 1]", self.lr_decay)
             check(0 <= self.momentum < 1, "momentum must be in [0, 1)", self.momentum)

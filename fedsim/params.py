@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Layout:
     num_parameters: int  # the first tensors of `names` that are parameters; the rest are buffers
     integers: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Length of the flat vector."""
         return sum(_numel(s) for s in self.shapes)
@@ -93,6 +94,9 @@ class Params(Mapping[str, Tensor]):
 
     ``params["head.weight"]`` is a view; arithmetic is elementwise over the whole vector and
     returns new `Params` that keep the integer buffers of the left operand.
+
+    Raises:
+        ValueError: a vector of another length than the layout's.
     """
 
     layout: Layout
@@ -100,6 +104,11 @@ class Params(Mapping[str, Tensor]):
     integers: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.flat.shape != (self.layout.size,):
+            raise ValueError(
+                f"a model of this layout is a vector of {self.layout.size} elements, got the "
+                f"shape {tuple(self.flat.shape)}"
+            )
         self._views: dict[str, Tensor] | None = None
 
     def _named(self) -> dict[str, Tensor]:

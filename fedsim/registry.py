@@ -200,7 +200,10 @@ def instantiate(obj: Any, configured: Any, key: str) -> Any:
     try:
         return obj(**configured)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{key}: {type(error).__name__}: {error}") from error
+        given = ", ".join(f"{k}: {v}" for k, v in configured.items())
+        raise InputError(
+            f"{key} {obj.__name__!r} refuses its options {{{given}}}: {error}"
+        ) from error
 
 
 def default_client(strategy: str) -> str:

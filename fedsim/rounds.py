@@ -231,17 +231,41 @@ class RoundLoop:
     def _take(self, arrays: ArrayRecord, log: RoundLog) -> None:
         """Make `arrays` the global model; integer buffers are never averages."""
         if isinstance(self.parts.strategy, Strategy):
+            self._check_made(tree_of(arrays).get("model"))
             self.params = tree_of(arrays).get("model")
             self._arrays = arrays
             return
         tree = tree_of(arrays, self._initial)
         params: Params | None = tree.get("model")
+        if params is not None or not is_client_app(self.parts.client):
+            self._check_made(params)
         if params is not None and params.integers:
             kept = {n: log.integers.get(n, v) for n, v in params.integers.items()}
             params = params.replace(params.flat, kept)
         self.params = params
         self._extra = {name: value for name, value in tree.items() if name != "model"}
         self._arrays = self._record()
+
+    def _check_made(self, params: Any) -> None:
+        """Raise `RunFailed` unless these are parameters of the model, all or some, and finite."""
+        where = f"round {self._round + 1}: strategy {self.experiment.strategy.name!r}"
+        if not isinstance(params, Params):
+            raise RunFailed(f"{where} made no model: it has none of the model's tensors by name")
+        if params.layout != self._initial.layout:
+            for name in params:
+                known = self._initial[name].shape if name in self._initial else None
+                if known != params[name].shape:
+                    raise RunFailed(
+                        f"{where} made a model with {name!r} of shape {tuple(params[name].shape)}, "
+                        f"expected {'no such tensor' if known is None else tuple(known)}"
+                    )
+        if not bool(torch.isfinite(params.flat).all()):
+            bad = next(n for n in params.layout.names if not bool(torch.isfinite(params[n]).all()))
+            count = int((~torch.isfinite(params[bad])).sum())
+            raise RunFailed(
+                f"{where} made a model that is not finite: {count} of {params[bad].numel()} "
+                f"elements of {bad!r} are NaN or infinite"
+            )
 
     def _record(self) -> ArrayRecord:
         model = {} if self.params is None else {"model": self.params}

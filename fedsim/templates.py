@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import re
 from pathlib import Path
 
 from fedsim.errors import InputError, nearest
+from fedsim.registry import SECTIONS, names
 
 _STRATEGY = '''"""{cls}: say here what the rule does, and where it is from."""
 
@@ -144,7 +146,8 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
 
     Raises:
         InputError: an unknown kind, a name that is no name of a module, a file that is there
-            already, or a folder that cannot be written; nothing has been written then.
+            already, the name of a component or module that there is, or a folder that cannot be
+            written; nothing has been written then.
     """
     if kind not in _KINDS:
         raise InputError(
@@ -166,6 +169,11 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
     for path in texts:
         if path.exists():
             raise InputError(f"{path} exists already; choose another name or another folder")
+    kinds = {section: kind for kind, section in SECTIONS.items()}
+    if name in names(kinds[kind]):
+        raise InputError(f"{name!r} is a {kind} that fedsim has already; choose another name")
+    if importlib.util.find_spec(module) is not None:
+        raise InputError(f"{module}.py would hide the module {module!r}; choose another name")
     try:
         for path, text in texts.items():
             path.write_text(text, encoding="utf-8")

@@ -106,9 +106,11 @@ class CReFF(Strategy):
             bias -= self.config.retrain_lr * error.sum(0)
         return weight, bias
 
+    def generic(self, state: State) -> Params:
+        return state.model.merged({"head.weight": state.weight, "head.bias": state.bias})
+
     def scored(self, state: State) -> Mapping[str, Params]:
-        head = {"head.weight": state.weight, "head.bias": state.bias}
-        return {"generic": state.model.merged(head), "generic-before": state.model}
+        return {"generic": self.generic(state), "generic-before": state.model}
 
 
 def head_gradients(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:

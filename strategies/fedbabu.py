@@ -8,10 +8,10 @@ arXiv:2106.06042, Algorithm 1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedsim.client import Metrics, Update
+from fedsim.client import Metrics, Tree, Update
 from fedsim.params import Params
 from fedsim.parts import in_body
 from fedsim.strategy import ServerContext, Strategy, mean_update
@@ -31,9 +31,12 @@ class FedBABU(Strategy):
     def init(self, params: Params, ctx: ServerContext) -> State:
         return State(params.only(in_body), params)
 
+    def configure(self, state: State, round: int, cohort: Sequence[int]) -> Tree:
+        return {"model": state.model}
+
     def aggregate(self, state: State, updates: Sequence[Update]) -> tuple[State, Metrics]:
         mean: Params = mean_update(updates)["model"]
         return State(mean, state.initial), {"update_norm": (mean - state.model).norm()}
 
-    def scored(self, state: State) -> Mapping[str, Params]:
-        return {"generic": state.initial.merged(state.model)}
+    def generic(self, state: State) -> Params:
+        return state.initial.merged(state.model)

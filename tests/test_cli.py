@@ -45,6 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def note(source: Any, **kwargs: Any) -> None:
         made.append({"source": source, **kwargs})
+        kwargs["progress"].folder = Path("made")
 
     monkeypatch.setitem(vars(fedsim), "run", note)
     monkeypatch.setitem(vars(fedsim), "resume", note)
@@ -325,3 +326,48 @@ def test_bad_input_of_the_real_thing_prints_one_message_and_no_traceback(tmp_pat
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: there is no experiment file none.yaml.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_resuming_a_finished_run_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {**parse_yaml(EXPERIMENT, "small"), "rounds": 1, "engine": {"name": "serial"}}
+    tree["model"] = {"name": "mlp"}
+    run = fedsim.run(tree, out=tmp_path)
+    assert main(["resume", str(run.path)]) == 0
+    assert capsys.readouterr().out == f"{run.path} has finished: round 1 of 1\n"
+    (run.path / "config.yaml").write_text("{{{")
+    assert main(["resume", str(run.path)]) == 2
+    assert str(run.path / "config.yaml") in capsys.readouterr().err
+
+
+def test_a_sweep_is_no_experiment(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("many.yaml").write_text("base: small.yaml\nvariants: {fedavg: {}}\n")
+    assert main(["run", "many.yaml"]) == 2
+    assert "run it with: fedsim sweep many.yaml" in capsys.readouterr().err
+    Path("more.yaml").write_text("base: many.yaml\n")
+    Path("self.yaml").write_text("base: self.yaml\n")
+    for name, base in (("more.yaml", "many.yaml"), ("self.yaml", "self.yaml")):
+        assert main(["sweep", name]) == 2
+        expected = f"error: {name}: base must be an experiment file, got the sweep {base!r}\n"
+        assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("model={name: mlp, hidden: []}", "small.yaml: model.hidden must name at least one layer"),
+        ("partition={name: dirichlet, clients: 4, alpha: 0}", "small.yaml: partition.alpha must"),
+        ("client.batch_size=99999999999999999999", "client.batch_size must be below 2**31"),
+        (
+            "strategy={name: 'flwr.serverapp.strategy:FedTrimmedAvg', beta: 7}",
+            "small.yaml: strategy 'FedTrimmedAvg' refuses its options {",
+        ),
+    ],
+)
+def test_messages_name_file_key_and_value(
+    setting: str, text: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "small.yaml", "--set", setting, "--set", "engine.name=serial"]) == 2
+    assert text in capsys.readouterr().err
+    assert not Path("runs").exists()

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ import fedsim
 from fedsim import components, registry
 from fedsim.client import Update
 from fedsim.data.partition import Manifest
+from fedsim.data.views import View
 from fedsim.engine.jobs import Assignment, Block, WorkerSpec
 from fedsim.engine.worker import Worker
 from fedsim.errors import RunFailed
@@ -274,3 +276,16 @@ def test_all_clients_but_one_fail(
     tight = experiment(name, rounds=2, screening={"min_survivors": 2})
     with pytest.raises(RunFailed, match="only 1 of 8 clients"):
         fedsim.run(tight, out=tmp_path / "tight")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_model_that_is_left_is_the_one_that_was_scored(name: str, tmp_path: Path) -> None:
+    run = fedsim.run(experiment(name, rounds=2), out=tmp_path)
+    scored = {n: v for n, v in run.final.items() if n.startswith("test/generic/")}
+    if not scored:
+        assert not any(v for v in run.final if v.startswith("test/generic"))
+        return
+    dataset = components.build_dataset(run.config)
+    view = View(dataset.test, np.arange(len(dataset.test)), dataset.card)
+    for metric, value in fedsim.evaluate.score(run.model(), view).items():
+        assert scored[f"test/generic/{metric}"] == pytest.approx(value, rel=1e-6), metric

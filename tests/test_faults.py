@@ -266,3 +266,82 @@ def test_screened_update_does_not_depend_on_how_clients_are_trained(tmp_path: Pa
     dropped = fedsim.run(faulty("nan"), out=tmp_path / "nan")
     raised = fedsim.run(faulty("raise"), out=tmp_path / "raise")
     assert model_bits(dropped) == model_bits(raised)
+
+
+BROKEN = '''
+from dataclasses import dataclass
+
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+
+from fedsim import Params
+from strategies.fedavg import FedAvg
+
+
+class Broken(FedAvg):
+    """Its second round goes wrong."""
+
+    @dataclass(frozen=True)
+    class Config:
+        how: str = "nan"
+
+    def aggregate(self, state, updates):
+        state, metrics = super().aggregate(state, updates)
+        self.rounds = getattr(self, "rounds", 0) + 1
+        if self.rounds == 2:
+            model = state.model
+            if self.config.how == "nan":
+                flat = model.flat.clone()
+                flat[3:5] = float("nan")
+                state.model = model.replace(flat)
+            else:
+                state.model = model.flat
+        return state, metrics
+
+
+class Nameless(FlowerFedAvg):
+    def aggregate_train(self, server_round, replies):
+        from flwr.app import ArrayRecord
+
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return ArrayRecord([array.numpy() for array in arrays.values()]), metrics
+'''
+
+
+@pytest.mark.parametrize(
+    ("options", "round", "text"),
+    [
+        ({"how": "nan"}, 2, r"not finite: 2 of 1024 elements of 'body\.1\.weight' are NaN"),
+        ({"how": "bare"}, 2, "made no model: it has none of the model's tensors by name"),
+        (None, 1, "made no model: it has none of the model's tensors by name"),
+    ],
+)
+def test_a_strategy_that_makes_no_model_is_named_before_the_round_counts(
+    options: dict[str, Any] | None, round: int, text: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN)
+    cls = "Nameless" if options is None else "Broken"
+    with pytest.raises(RunFailed, match=f"round {round}: strategy '.*:{cls}' .*{text}"):
+        fedsim.run(
+            tiny(strategy={"name": f"{file}:{cls}", **(options or {})}), out=tmp_path / "runs"
+        )
+    run = fedsim.load_run(tmp_path / "runs" / "tiny" / "seed-0")
+    assert run.rounds_done == round - 1
+    assert run.status == "failed"
+
+
+def test_a_tensor_for_a_model_is_told_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "flat.py"
+    file.write_text(
+        "from fedsim import LocalSGD\n\n\n"
+        "class Flat(LocalSGD):\n"
+        "    def update(self, fit):\n"
+        "        model = super().update(fit)['model']\n"
+        "        return {'model': model.flat[:-1] if fit.ctx.client_id == 3 else model}\n"
+    )
+    run = fedsim.run(tiny(client={"name": f"{file}:Flat"}, rounds=1), out=tmp_path)
+    (event,) = events(run, "screened")
+    assert event[1] == 3
+    assert (
+        "'model' must be Params with the model's names, got a tensor of shape (1209,)" in event[3]
+    )

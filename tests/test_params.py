@@ -108,3 +108,10 @@ def test_loading_a_part_leaves_the_rest() -> None:
     other = FlatModel(nn.Linear(2, 2)).params()
     with pytest.raises(KeyError, match="weight"):
         model.load(other)
+
+
+def test_a_vector_of_another_length_is_refused() -> None:
+    params = FlatModel(nn.Linear(2, 3)).params()
+    for flat in (params.flat[:-1], params.flat[None], torch.zeros(())):
+        with pytest.raises(ValueError, match="is a vector of 9 elements, got the shape"):
+            params.replace(flat)

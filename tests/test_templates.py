@@ -36,6 +36,21 @@ def test_the_class_is_named_after_the_method(tmp_path: Path) -> None:
     assert "class TrimmedMean2(Strategy):" in (tmp_path / "trimmed_mean2.py").read_text()
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "text"),
+    [
+        ("strategy", "fedavg", "'fedavg' is a strategy that fedsim has already"),
+        ("client", "local-sgd", "'local-sgd' is a client that fedsim has already"),
+        ("client", "torch", "torch.py would hide the module 'torch'"),
+        ("strategy", "json", "json.py would hide the module 'json'"),
+    ],
+)
+def test_names_that_are_taken(kind: str, name: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=text):
+        write_new(kind, name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["2nd", "a b", "Über", "class", "../up", "", "-x", "a.b"])
 def test_names_that_are_none(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="NAME must be lower-case letters"):

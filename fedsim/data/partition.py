@@ -260,9 +260,9 @@ class Manifest(Assignment):
         except FileNotFoundError as error:
             raise InputError(f"there is no partition manifest {os.fspath(path)}") from error
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, TypeError) as error:
-            raise InputError(
-                f"{os.fspath(path)} is not a whole partition manifest: {error}"
-            ) from error
+            # numpy takes what is no npz for a pickle, and recommends to load it as one.
+            why = "" if "pickle" in str(error) else f": {error}"
+            raise InputError(f"{os.fspath(path)} is not a whole partition manifest{why}") from error
 
 
 def build_manifest(

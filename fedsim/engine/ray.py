@@ -279,8 +279,7 @@ class RayExecutor:
             EngineEvent(
                 "worker-died",
                 f"worker {slot.number} (pid {slot.about['pid']}) died in round "
-                f"{head.block.round} with block {head.block.index} (clients {_brief(clients)}); "
-                "replaced, block run again",
+                f"{head.block.round} with block {head.block.index} (clients {_brief(clients)})",
             )
         )
         self._replace(slot, f"the last one ran clients {_brief(clients)}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.params import Params
+from fedsim.params import Layout, Params
 
 Tree = dict[str, Any]
 
@@ -91,6 +91,8 @@ def difference(first: Tree, second: Tree) -> str | None:
     for path, described in a.items():
         if described == b[path]:
             continue
+        if isinstance(described, Layout) != isinstance(b[path], Layout):
+            return f"{path!r} must be {_kind(b[path])}, got {_kind(described)}"
         got, want = _shapes(first, path), _shapes(second, path)
         for name in want:
             if name not in got:
@@ -99,6 +101,12 @@ def difference(first: Tree, second: Tree) -> str | None:
                 return f"wrong shape of {name!r}: {got[name]}, expected {want[name]}"
         return f"{path!r} differs in kind: {described!r}, expected {b[path]!r}"
     return None
+
+
+def _kind(described: object) -> str:
+    if isinstance(described, Layout):
+        return "Params with the model's names"
+    return f"a tensor of shape {described}" if isinstance(described, tuple) else f"a {described}"
 
 
 def _shapes(tree: Tree, path: str) -> dict[str, tuple[int, ...]]:

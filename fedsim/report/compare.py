@@ -20,6 +20,7 @@ import pandas as pd
 from fedsim.errors import InputError, check, nearest
 from fedsim.report.groups import Group, check_same_data, gather, missing_seeds
 from fedsim.report.statistics import holm, mean_interval, paired_p
+from fedsim.report.text import is_share
 from fedsim.runs.results import Run, load_runs
 
 if TYPE_CHECKING:
@@ -111,6 +112,10 @@ def compare(
     if not different_data:
         check_same_data(groups)
     metrics = _metrics(groups, metric)
+    if target is not None:
+        high = 1.0 if is_share(metrics[0]) else math.inf
+        text = "target must be a number" + (" in 0..1, as 0.9" if high == 1.0 else "")
+        check(math.isfinite(target) and target <= high, text, target)
     base = _reference(groups, reference)
     tables: dict[str, pd.DataFrame] = {}
     values: list[dict[str, Any]] = []
@@ -148,12 +153,17 @@ def _open(given: str | Path | Iterable[Run | str | Path]) -> tuple[list[Run], li
             warnings.simplefilter("always")
             runs += load_runs(paths)
         told = [str(w.message) for w in caught if str(w.message).startswith("left out")]
-    finished = [run for run in runs if run.status == "finished"]
-    told += [
-        f"left out: run {run.path} is {run.status} after round {run.rounds_done}"
-        for run in runs
-        if run.status != "finished"
-    ]
+    finished = []
+    for run in runs:
+        if run.status != "finished":
+            told.append(f"left out: run {run.path} is {run.status} after round {run.rounds_done}")
+            continue
+        try:
+            _ = run.check(), run.partition_digest
+        except InputError as error:
+            told.append(f"left out: {error}")
+            continue
+        finished.append(run)
     return finished, told
 
 
@@ -291,7 +301,6 @@ def _fairness(group: Group, name: str) -> dict[str, float]:
 
 def _costs(group: Group, name: str, target: float) -> dict[str, float]:
     """Return what it took until an evaluation first reached the target."""
-    check(math.isfinite(target), "target must be a number", target)
     rounds, transferred, seconds = [], [], []
     for run in group.runs:
         curve = run.values(*split_of(recorded(run, name)))

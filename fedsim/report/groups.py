@@ -9,7 +9,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from fedsim.data.partition import Manifest
 from fedsim.errors import InputError
 from fedsim.runs.results import Run
 
@@ -81,7 +80,7 @@ def check_same_data(groups: Sequence[Group]) -> None:
     digests: dict[int, tuple[str, Run]] = {}
     for group in groups:
         for run in group.runs:
-            digest = Manifest.load(run.path / "partition.npz").digest()
+            digest = run.partition_digest
             known, other = digests.setdefault(run.config.seed, (digest, run))
             if known != digest:
                 raise InputError(

@@ -58,14 +58,19 @@ def write_page(comparison: Comparison, path: Path) -> None:
     Raises:
         InputError: the name does not end in .html, or the file cannot be written.
     """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"a report's name must end in .html, got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    check_page(path)
     try:
         write_atomic(path, page(comparison).encode())
     except OSError as error:
         raise InputError(f"cannot write {path}: {reason(error)}") from error
+
+
+def check_page(path: Path) -> None:
+    """Raise `InputError` if a page can not be written to `path` at all."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"a report's name must end in .html, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
 
 
 def page(comparison: Comparison) -> str:

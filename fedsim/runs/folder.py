@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,18 @@ class Saveable(Protocol):
     """What can write itself to a file, such as a partition manifest."""
 
     def save(self, path: Path) -> None: ...
+
+
+class _Log(logging.FileHandler):
+    """A log that is silent about a disk that is full: what stops the run says so itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class RunFolder:
@@ -262,7 +275,7 @@ class RunFolder:
     def logger(self) -> logging.Logger:
         """Return the logger that writes to ``log.txt`` with UTC times; closed by `close`."""
         if self._logger is None:
-            handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8", delay=True)
+            handler = _Log(self.path / "log.txt", encoding="utf-8", delay=True)
             formatter = logging.Formatter(
                 "%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"
             )

@@ -11,6 +11,7 @@ import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,6 +145,37 @@ class Run:
             row = None if db is None else db.execute(query).fetchone()
         return "accuracy" if row is None else str(json.loads(row[0]))
 
+    def check(self) -> int:
+        """Read enough of the run to know that it is not damaged; return its rounds.
+
+        Raises:
+            InputError: settings or metrics that cannot be read, or fewer rounds than a finished
+                run has.
+        """
+        rounds = self.config.rounds
+        with self._database() as db:
+            if db is not None:
+                db.execute("SELECT count(*) FROM series, run").fetchone()
+                db.execute("SELECT * FROM globals, cells LIMIT 1").fetchone()
+        done = self.rounds_done
+        if self.status == "finished" and done != rounds:
+            raise InputError(
+                f"run {self.path} is damaged: it has finished, but {done} of {rounds} rounds are "
+                "recorded"
+            )
+        return done
+
+    @cached_property
+    def partition_digest(self) -> str:
+        """What tells the run's partition from others.
+
+        Raises:
+            InputError: ``partition.npz`` is missing or damaged.
+        """
+        from fedsim.data.partition import Manifest
+
+        return Manifest.load(self.path / "partition.npz").digest()
+
     def summary(self) -> list[tuple[str, str]]:
         """Return the final table as (label, text): headline metric, spread over clients, time."""
         from fedsim.progress import summary_table
@@ -211,14 +243,21 @@ class Run:
         path = self.path / "metrics.db"
         try:
             if not path.is_file():
+                self._must_be_new(path)
                 yield None
                 return
             with reading(path) as db:
                 db.execute("BEGIN")
                 made = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'cells'").fetchone()
+                if not made:
+                    self._must_be_new(path)
                 yield db if made else None
         except sqlite3.Error as error:
             raise InputError(f"{path} cannot be read: {error}") from error
+
+    def _must_be_new(self, path: Path) -> None:
+        if self.status == "finished":
+            raise InputError(f"{path} is missing or empty, though the run has finished")
 
     def _frame(self, name: str, read: Any) -> pd.DataFrame:
         stamp = tuple(_stamp(self.path / f"metrics.db{tail}") for tail in ("", "-wal"))
@@ -295,7 +334,7 @@ def load_runs(patterns: str | Path | Iterable[str | Path]) -> list[Run]:
                 continue
             try:
                 run = Run(place)
-                done, status = _probe(run), run.status
+                done, status = run.check(), run.status
             except InputError as error:
                 warnings.warn(f"left out: {error}", stacklevel=2)
                 continue
@@ -314,16 +353,6 @@ def _expand(place: Path) -> list[Path]:
         if found := sorted(p for p in place.glob(pattern) if p.is_dir()):
             return found
     return [place]
-
-
-def _probe(run: Run) -> int:
-    """Read enough of a run to know that it is not damaged; return its rounds."""
-    _ = run.config
-    with run._database() as db:
-        if db is not None:
-            db.execute("SELECT count(*) FROM series, run").fetchone()
-            db.execute("SELECT * FROM globals, cells LIMIT 1").fetchone()
-    return run.rounds_done
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import components
-from fedsim.config import Experiment, load_experiment, read_mapping
+from fedsim.config import Experiment, is_sweep, load_experiment, read_mapping
 from fedsim.errors import InputError, nearest
 from fedsim.runs.folder import RunFolder
 from fedsim.yaml_text import parse_yaml
@@ -185,6 +185,8 @@ def _parse(
     if isinstance(base, str):
         path = (folder or Path()) / base
         experiment, folder = dict(read_mapping(path)), path.resolve().parent
+        if is_sweep(experiment):
+            raise InputError(f"{label}: base must be an experiment file, got the sweep {base!r}")
     elif isinstance(base, Mapping):
         experiment = dict(base)
     else:

@@ -100,4 +100,6 @@ def table_text(frame: pd.DataFrame) -> str:
                 cell += f" +- {100 * row[f'{key}_std']:.2f}"
             line += f"  {cell:>17}"
         lines.append(line)
+    if any(frame[f"{key}_std"].notna().any() for key in keys):
+        lines.append("+-: standard deviation over seeds")
     return "\n".join(lines)

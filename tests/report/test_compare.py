@@ -209,12 +209,24 @@ def test_damaged_unfinished_and_foreign_folders_are_left_out(made: Path, tmp_pat
     (out / "apfl/seed-0/metrics.db").write_bytes(b"no database at all" * 100)
     status = json.loads((out / "apfl/seed-1/status.json").read_text())
     (out / "apfl/seed-1/status.json").write_text(json.dumps({**status, "status": "failed"}))
+    shutil.copytree(made / "fedavg", out / "again")
+    (out / "again/seed-0/metrics.db").unlink()
+    (out / "again/seed-1/metrics.db").write_bytes(b"")
+    (out / "again/seed-2/partition.npz").write_text("junk")
     (out / "notes").mkdir()
     (out / "notes/todo.txt").write_text("buy milk")
     comparison = fedsim.compare(f"{out}/*")
     told = "\n".join(comparison.left_out)
-    for name in ("apfl/seed-0", "apfl/seed-1 is failed after round 4", "notes is not a run"):
-        assert name in told
+    for name in (
+        "apfl/seed-0",
+        "apfl/seed-1 is failed after round 4",
+        "notes is not a run",
+        "again/seed-0/metrics.db is missing or empty, though the run has finished",
+        "again/seed-1/metrics.db is missing or empty, though the run has finished",
+        "again/seed-2/partition.npz is not a whole partition manifest\n",
+    ):
+        assert name in f"{told}\n"
+    assert "pickle" not in told
     assert told in str(comparison)
     assert [len(g.runs) for g in comparison.groups] == [1, 3]
     with pytest.raises(InputError, match="no runs in"):
@@ -228,11 +240,14 @@ def test_damaged_unfinished_and_foreign_folders_are_left_out(made: Path, tmp_pat
         (["--reference", "fedpr"], "one of apfl, fedavg, fedper, got 'fedpr'.*'fedper'"),
         (["--out", "report.pdf"], "a report's name must end in .html"),
         (["--out", "nowhere/report.html"], "there is no folder nowhere"),
+        (["--target", "2"], r"target must be a number in 0\.\.1, as 0\.9, got 2"),
     ],
 )
 def test_bad_options(options: list[str], text: str, made: Path, capsys: Any) -> None:
     assert main(["compare", str(made), *options]) == 2
-    assert re.search(text, capsys.readouterr().err)
+    out, err = capsys.readouterr()
+    assert re.search(text, err)
+    assert out == ""
 
 
 def test_pictures_have_names_and_units(made: Path) -> None:

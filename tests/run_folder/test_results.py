@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import warnings
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
+import fedsim
 from fedsim.config import load_experiment, to_yaml
 from fedsim.errors import InputError
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.record import Recorder
 from fedsim.runs.results import Run, load_run, load_runs
 from tests.run_folder.test_folder import Manifest
+from tests.runs import tiny
 
 EXPERIMENT = {
     "name": "a",
@@ -161,7 +164,7 @@ def test_config_status_and_repr(tmp_path: Path) -> None:
 
 
 def test_a_run_is_read_while_it_is_written(tmp_path: Path) -> None:
-    folder = make(tmp_path, recorded=False)
+    folder = make(tmp_path, recorded=False, status="running")
     run = Run(folder.path)
     assert len(run.metrics) == len(run.clients) == len(run.events) == run.rounds_done == 0
     assert run.final == {}
@@ -232,3 +235,18 @@ def test_no_runs_at_all(tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"no runs in .*nothing"),
     ):
         load_runs(tmp_path / "nothing*")
+
+
+def test_a_finished_run_that_lacks_rounds_is_damaged(tmp_path: Path) -> None:
+    run = fedsim.run(tiny(rounds=2), out=tmp_path)
+    assert run.check() == 2
+    with sqlite3.connect(run.path / "metrics.db") as db:
+        db.execute("UPDATE run SET value = '1' WHERE key = 'rounds_done'")
+    with pytest.raises(InputError, match="it has finished, but 1 of 2 rounds are recorded"):
+        run.check()
+    with pytest.raises(InputError, match="it has finished, but 1 of 2 rounds are recorded"):
+        fedsim.resume(run.path)
+    (run.path / "metrics.db").unlink()
+    for read in (lambda: run.metrics, run.names, run.check):
+        with pytest.raises(InputError, match=r"metrics\.db is missing or empty, though"):
+            read()
