@@ -189,6 +189,25 @@ class Params(Mapping[str, Tensor]):
         return self.flat.numel() * self.flat.element_size() + integers
 
 
+@dataclass
+class Rows:
+    """The `Params` of several clients: `flat` (clients, size), each row a vector like `like`'s.
+
+    Integer buffers are those of `like`.
+    """
+
+    like: Params
+    flat: Tensor
+
+    def split(self) -> list[Params]:
+        """Return each client's, over the same memory."""
+        return [self.like.replace(row) for row in self.flat]
+
+    def take(self, order: list[int]) -> Rows:
+        """Return the rows in another order."""
+        return Rows(self.like, self.flat[order])
+
+
 def zeros_like(params: Params) -> Params:
     """Return Params of zeros with the same layout."""
     return params.replace(torch.zeros_like(params.flat))

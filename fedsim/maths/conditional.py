@@ -1,6 +1,12 @@
-"""Two-layer networks that map a vector and a class to features of a model."""
+"""Two-layer networks that map a vector and a class to features of a model.
+
+`Conditional` is one of them as a module; `Stack` holds those of several clients and writes out
+their passes, as autograd's record of so small networks costs more than the arithmetic.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +16,9 @@ from fedsim import rng
 from fedsim.params import FlatModel, Params
 
 _MOMENTUM = 0.1  # of the running statistics, as in torch
+_EPS = 1e-5  # added to variances, as in torch
+
+_aten = torch.ops.aten
 
 
 class Conditional(nn.Module):
@@ -22,7 +31,7 @@ class Conditional(nn.Module):
         self, inputs: int, hidden: int, outputs: int, num_classes: int, positive: bool
     ) -> None:
         super().__init__()
-        self.inputs = inputs
+        self.num_classes = num_classes
         self.first = nn.Linear(inputs + num_classes, hidden)
         self.first_norm = nn.BatchNorm1d(hidden)
         self.last = nn.Linear(hidden, outputs)
@@ -30,18 +39,165 @@ class Conditional(nn.Module):
         self.positive = positive
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        weight = self.first.weight
-        # A one-hot input picks a column of the weight.
-        first = F.linear(x, weight[:, : self.inputs], self.first.bias)
-        first = first + weight[:, self.inputs :].T.index_select(0, y)
-        h = F.relu(self._normed(self.first_norm, first))
-        out = self._normed(self.last_norm, F.linear(h, self.last.weight, self.last.bias))
+        first = self.first(torch.cat([x, F.one_hot(y, self.num_classes).to(x.dtype)], dim=1))
+        h = F.relu(self.first_norm(first))
+        out: Tensor = self.last_norm(self.last(h))
         return F.relu(out) if self.positive else out
 
-    def _normed(self, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-        """Apply a BatchNorm in this network's mode; batches are not counted, as nothing asks."""
-        statistics = norm.running_mean, norm.running_var
-        return F.batch_norm(x, *statistics, norm.weight, norm.bias, self.training, _MOMENTUM)
+
+@dataclass
+class _Layer:
+    """Linear and BatchNorm of several clients, (clients, outputs, inputs) or (clients, 1, outputs).
+
+    The tensors are views, those whose name begins with `d` of the gradient.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor  # running
+    variance: Tensor  # running
+    d_weight: Tensor
+    d_scale: Tensor
+    d_shift: Tensor
+
+
+@dataclass
+class _Pass:
+    """What the backward pass of a layer needs."""
+
+    inputs: Tensor
+    normed: Tensor  # before scale and shift
+    deviation: Tensor  # 1 / standard deviation
+    outputs: Tensor
+
+
+class Stack:
+    """Networks of several clients, each with parameters of its own.
+
+    `flat` (clients, size) are their parameters and statistics, each row laid out like `template`'s;
+    `gradient` (clients, parameters) is what `backward` wrote last. Inputs are (clients, rows,
+    inputs + classes), with the one-hot classes behind the vectors. A bias before a BatchNorm that
+    is in training mode has no gradient.
+    """
+
+    def __init__(self, template: Params, flat: Tensor, positive: bool) -> None:
+        self.template, self.flat, self.positive = template, flat, positive
+        self.parameters = flat[:, : template.layout.parameter_size]
+        self.gradient = torch.zeros_like(self.parameters, memory_format=torch.contiguous_format)
+        values, slopes = self._named(flat), self._named(self.gradient)
+        self._layers = [
+            _Layer(
+                values[f"{name}.weight"],
+                values[f"{name}.bias"],
+                values[f"{name}_norm.weight"],
+                values[f"{name}_norm.bias"],
+                values[f"{name}_norm.running_mean"],
+                values[f"{name}_norm.running_var"],
+                slopes[f"{name}.weight"],
+                slopes[f"{name}_norm.weight"],
+                slopes[f"{name}_norm.bias"],
+            )
+            for name in ("first", "last")
+        ]
+        self._tape: list[_Pass] = []
+        self._affine: list[tuple[Tensor, Tensor]] = []
+
+    def _named(self, rows: Tensor) -> dict[str, Tensor]:
+        named, begin = {}, 0
+        layout = self.template.layout
+        for name, shape in zip(layout.names, layout.shapes, strict=True):
+            end = begin + torch.Size(shape).numel()
+            piece = rows[:, begin:end]
+            named[name] = piece.unflatten(1, shape) if len(shape) == 2 else piece.unsqueeze(1)
+            begin = end
+        return named
+
+    def first(self, count: int) -> Stack:
+        """Return the networks of the first clients, over the same memory."""
+        return Stack(self.template, self.flat[:count], self.positive)
+
+    def evaluated(self, x: Tensor) -> Tensor:
+        """Return the outputs (clients, rows, outputs) in evaluation mode."""
+        if not self._affine:
+            for layer in self._layers:
+                scale = (layer.variance + _EPS).rsqrt_().mul_(layer.scale)
+                shift = torch.addcmul(layer.shift, layer.bias - layer.mean, scale)
+                self._affine.append((scale, shift))
+        for i, layer in enumerate(self._layers):
+            scale, shift = self._affine[i]
+            x = torch.addcmul(shift, torch.bmm(x, layer.weight.mT), scale)
+            if i == 0 or self.positive:
+                x = x.relu_()
+        return x
+
+    def trained(self, x: Tensor, share: Tensor, parts: int, moves: Tensor | float = 1.0) -> Tensor:
+        """Return the outputs in training mode; the running statistics move.
+
+        The rows are `parts` of equal length, one after another, and each has statistics of its own.
+        `share` (clients x parts, 1, rows of a part) is 1 / number of rows, and 0 for padding.
+        `moves` (clients, 1, 1) is 0 for clients whose statistics stay.
+        """
+        self._tape, self._affine = [], []
+        clients, number = len(x), (share > 0).sum(2, keepdim=True, dtype=share.dtype)
+        unbiased = (number / (number - 1).clamp_min_(1)).unflatten(0, (clients, parts))
+        for i, layer in enumerate(self._layers):
+            z = torch.bmm(x, layer.weight.mT)  # BatchNorm takes the bias out again
+            rows = z.view(clients * parts, -1, z.shape[2])
+            mean = torch.bmm(share, rows)
+            rows.sub_(mean)
+            variance = torch.bmm(share, rows.square())
+            self._track(layer, mean, variance, unbiased, moves)
+            deviation = variance.add_(_EPS).rsqrt_()
+            rows.mul_(deviation)
+            out = torch.addcmul(layer.shift, z, layer.scale)
+            if i == 0 or self.positive:
+                out = out.relu_()
+            self._tape.append(_Pass(x, rows, deviation, out))
+            x = out
+        return x
+
+    def _track(
+        self, layer: _Layer, mean: Tensor, variance: Tensor, unbiased: Tensor, moves: Tensor | float
+    ) -> None:
+        shape = unbiased.shape[:2]
+        means, variances = mean.unflatten(0, shape), variance.unflatten(0, shape) * unbiased
+        weight = moves * _MOMENTUM
+        for part in range(shape[1]):  # as if they came one after another
+            layer.mean.lerp_(means[:, part] + layer.bias, weight)
+            layer.variance.lerp_(variances[:, part], weight)
+
+    def backward(self, delta: Tensor, share: Tensor) -> None:
+        """Write `gradient`, given that of the outputs of the last pass in training mode.
+
+        `share` as in that pass; `delta` (clients, rows, outputs) must be 0 in padding.
+        """
+        clients = len(delta)
+        for i in reversed(range(len(self._layers))):
+            layer, tape = self._layers[i], self._tape[i]
+            if i == 0 or self.positive:
+                delta = _aten.threshold_backward(delta, tape.outputs, 0)
+            rows = delta.view(tape.normed.shape)
+            shift, scale = rows.sum(1, keepdim=True), (rows * tape.normed).sum(1, keepdim=True)
+            torch.sum(shift.unflatten(0, (clients, -1)), 1, out=layer.d_shift)
+            torch.sum(scale.unflatten(0, (clients, -1)), 1, out=layer.d_scale)
+            rows = torch.addcmul(
+                rows, share.mT, torch.addcmul(shift, tape.normed, scale), value=-1
+            ).mul_(tape.deviation)
+            delta = rows.view(delta.shape).mul_(layer.scale)
+            torch.bmm(delta.mT, tape.inputs, out=layer.d_weight)
+            if i > 0:
+                delta = torch.bmm(delta, layer.weight)
+
+    def descend(self, step: Tensor, lr: float) -> None:
+        """Move the parameters against `step` (clients, parameters)."""
+        self.parameters.add_(step, alpha=-lr)
+        self._affine = []
+
+    def params(self) -> list[Params]:
+        """Return each client's parameters and statistics, on the CPU, over memory they share."""
+        return [self.template.replace(row) for row in self.flat.cpu()]
 
 
 def generator_network(dim: int, noise: int, num_classes: int) -> Conditional:
