@@ -13,7 +13,7 @@ the order of the samples begin anew each round; the authors' code carries both o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,18 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim import rng as streams
-from fedsim.client import ClientContext, Tree, Update
+from fedsim.batched import Head, classify, cross_entropies
+from fedsim.client import ClientContext, GroupUpdate, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
+from fedsim.groups import Batch, GroupFit
 from fedsim.local_sgd import Fit
 from fedsim.maths.conditional import (
-    Conditional,
+    Stack,
     generator_network,
     initial_weights,
     transformation_network,
 )
-from fedsim.maths.distances import mmd
-from fedsim.params import FlatModel, Params
+from fedsim.maths.distances import mmd_gradient
+from fedsim.params import Params, Rows
 from fedsim.personal_sgd import PersonalSGD
 
 State = dict[str, Any]
@@ -43,11 +45,13 @@ Distance = Literal["mmd", "mse"]
 class FRAug(PersonalSGD):
     """Keeps the model's local part, r, prototypes, and how many steps it has made.
 
-    Batches of one sample are trained on without augmentation.
+    Batches of one sample are trained on without augmentation. A group's updates and states equal
+    the loop's to the tolerance that `LocalSGD` states.
     """
 
     needs = frozenset({"model", "generator", "rho", "mu"})
     sends = frozenset({"model", "generator"})
+    batched = ("batched_features", "batched_backward", "batched_head", "head_gradients")
 
     @dataclass(frozen=True)
     class Config(PersonalSGD.Config):
@@ -85,12 +89,12 @@ class FRAug(PersonalSGD):
         rng: torch.Generator,
         ctx: ClientContext,
     ) -> tuple[State, Update]:
-        aug = Augmenter(self.config, payload, state, ctx)
+        aug = Augmenter(self.config, payload, [state], [ctx])
         self.start(payload, state, ctx)
         fit, metrics = self.fit(payload, {**state, "augmenter": aug}, data.train, rng, ctx)
-        tensors = {**self.update(fit), "generator": aug.shared_generator()}
-        kept = {**self.keep(fit), **aug.state()}
-        return kept, Update(tensors, float(len(data.train)), metrics | aug.metrics())
+        (generator,), (kept,), (means,) = aug.generators().split(), aug.states(), aug.metrics()
+        tensors = {**self.update(fit), "generator": generator}
+        return {**self.keep(fit), **kept}, Update(tensors, float(len(data.train)), metrics | means)
 
     def personal_model(self, payload: Tree, state: State, ctx: ClientContext) -> Params:
         own = {"own": state["own"]} if "own" in state else {}
@@ -102,173 +106,293 @@ class FRAug(PersonalSGD):
         v = module.body(x)
         real = self.criterion(fit, module.head(v), y)
         aug: Augmenter = fit.state["augmenter"]
-        aug.batch = None
+        fit.scratch["x"] = None
         if self.config.augment == "none" or len(y) < 2:
             return real
-        aug.begin(x, y, v.detach())
-        e, labels, _ = aug.synthetic()
+        fit.scratch["x"] = x
+        share = v.new_full((1, len(y)), 1 / len(y))
+        aug.begin(v.detach()[None], y[None], share, [len(y)])
+        (e,), (labels,), _ = aug.synthetic()
         mu = fit.payload["mu"]
         # The parts of e are of one size: the mean over their rows is the mean of their means.
         return (1 - mu) * real + mu * F.cross_entropy(module.head(e), labels)
 
     def after_step(self, fit: Fit) -> None:
         """Steps B and C."""
-        aug: Augmenter = fit.state["augmenter"]
-        if aug.batch is None:
+        if fit.scratch["x"] is None:
             return
         module: Any = fit.ctx.model.module
         if "modules" not in fit.scratch:
             # A frozen part is not in training mode and stays so.
             fit.scratch["modules"] = [m for m in module.modules() if m.training]
         set_training(fit.scratch["modules"], False)
-        aug.features = module.body(aug.batch[0])  # no gradient: hooks run without
-        with torch.enable_grad():
-            aug.step_generator(module.head)
-            if self.config.use_rtnet:
-                aug.step_rtnet(module.head)
+        features = module.body(fit.scratch["x"])
         set_training(fit.scratch["modules"], True)
+        head = module.head.weight[None], module.head.bias[None, None]
+        fit.state["augmenter"].learn(features[None], head)
+
+    def group_bytes(self, module: Any) -> int:
+        classes, dim = module.head.weight.shape
+        noise = dim // 2  # what the strategy takes by default
+        networks = (noise + classes + dim) * dim + (2 * dim + classes) * noise
+        return super().group_bytes(module) + 4 * networks
+
+    def start_group(self, fit: GroupFit) -> None:
+        states, contexts = [t.state for t in fit.tasks], [t.ctx for t in fit.tasks]
+        payload = fit.tasks[0].payload
+        fit.scratch["augmenter"] = Augmenter(self.config, payload, states, contexts)
+
+    def group_gradients(self, fit: GroupFit, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Step A of the clients at work."""
+        fit.scratch["augmented"] = self.config.augment != "none" and max(batch.lengths) > 1
+        if not fit.scratch["augmented"]:
+            return super().group_gradients(fit, batch)
+        module: Any = fit.ctx.model.module
+        aug: Augmenter = fit.scratch["augmenter"]
+        flat = fit.flat[: len(batch.y)]
+        gradient = torch.empty_like(flat, memory_format=torch.contiguous_format)
+        v, tape = module.batched_features(flat, batch.x)
+        aug.begin(v, batch.y, batch.share, batch.lengths)
+        e, labels, _ = aug.synthetic()
+        losses, delta = module.head_gradients(
+            flat,
+            torch.cat([v, e], dim=1),
+            torch.cat([batch.y, labels], dim=1),
+            aug.weights(batch.share, fit.tasks[0].payload["mu"]),
+            gradient,
+        )
+        module.batched_backward(flat, tape, delta[:, : v.shape[1]], gradient)
+        return losses, gradient
+
+    def after_group_step(self, fit: GroupFit, batch: Batch) -> None:
+        """Steps B and C of the clients at work."""
+        if not fit.scratch["augmented"]:
+            return
+        module: Any = fit.ctx.model.module
+        flat = fit.flat[: len(batch.y)]
+        features, _ = module.batched_features(flat, batch.x)
+        fit.scratch["augmenter"].learn(features, module.batched_head(flat))
+
+    def group_update(self, fit: GroupFit, metrics: list[dict[str, float]]) -> GroupUpdate:
+        aug: Augmenter = fit.scratch["augmenter"]
+        own = {"own": fit.start.only(lambda name: False)}  # the model has no part that stays
+        merged = [a | b for a, b in zip(metrics, aug.metrics(), strict=True)]
+        update = super().group_update(fit, merged)
+        update.tensors["generator"] = aug.generators()
+        update.states = [own | kept for kept in aug.states()]
+        return update
 
 
 class Augmenter:
-    """The generator, the RTNet and the prototypes of a client during a round."""
+    """The generators, the RTNets and the prototypes of clients during a round, a row a client.
 
-    def __init__(self, config: Any, payload: Tree, state: State, ctx: ClientContext) -> None:
-        self._config, self._ctx, self._payload = config, ctx, payload
-        shared: Params = payload["generator"]
+    In each step the first rows are at work and batches are padded, as in `fedsim.groups.Batch`. A
+    client whose batch has one sample sits the step out.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        payload: Tree,
+        states: Sequence[State],
+        contexts: Sequence[ClientContext],
+    ) -> None:
+        self._config, self._payload = config, payload
+        ctx, shared = contexts[0], payload["generator"]
         dim, classes = ctx.initial["head.weight"].shape[1], ctx.num_classes
-        noise = shared["first.weight"].shape[1] - classes
-        self._noise_dim = noise
-        generator = generator_network(dim, noise, classes)
-        rtnet = transformation_network(dim, noise, classes)
-        self._flat_g, self._flat_r = (FlatModel(n, ctx.device) for n in (generator, rtnet))
-        if len(shared) < len(self._flat_g.layout.names) + len(self._flat_g.layout.integers):
-            fresh = initial_weights(generator, ctx.seed, "fraug/generator")
-            self._flat_g.load(state.get("generator", fresh))
-        self._flat_g.load(shared)
-        own = state.get("rtnet")
-        if own is None:
-            own = initial_weights(rtnet, ctx.seed, "fraug/rtnet", ctx.client_id)
-        self._flat_r.load(own)
-        self.g: Conditional = generator.eval()
-        self.r: Conditional = rtnet.eval()
-        start = state.get("prototypes")
+        sizes = dim, shared["first.weight"].shape[1] - classes, classes
+        generators = [_generator(shared, state, sizes, ctx.seed) for state in states]
+        rtnets = [_rtnet(*own, sizes) for own in zip(states, contexts, strict=True)]
+        self._all_g = Stack.of(generators, ctx.device, positive=True)
+        self._all_r = Stack.of(rtnets, ctx.device, positive=False)
         zeros = torch.zeros(classes, dim)
-        self.prototypes = (zeros if start is None else start).to(ctx.device, copy=True)
-        self.steps = int(state.get("steps", 0))
-        self.batch: tuple[Tensor, Tensor] | None = None
-        self.features = zeros  # v of the batch, by the model after step A
-        self._balanced = zeros
-        self._momenta: dict[str, list[Tensor]] = {}
-        self._rng = streams.torch_generator(ctx.seed, "fraug/noise", ctx.round, ctx.client_id)
-        self._sums: dict[str, Tensor | float] = {}
-        self._count = 0
+        start = [state.get("prototypes", zeros) for state in states]
+        self._all_prototypes = torch.stack(start).to(ctx.device)
+        self._steps = [int(state.get("steps", 0)) for state in states]
+        self._rngs = [
+            streams.torch_generator(ctx.seed, "fraug/noise", ctx.round, context.client_id)
+            for context in contexts
+        ]
+        self._noise_dim = sizes[1]
+        self._eye = torch.eye(classes, device=ctx.device)
+        self._parts = 2 if config.augment == "both" else 1
+        self._velocities: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._counts = [0] * len(states)
+        self._narrow(len(states))
 
-    def begin(self, x: Tensor, y: Tensor, v: Tensor) -> None:
-        """Take in a batch and its features: the prototypes move, and labels are laid out."""
-        self.batch, self.features = (x, y), v
-        move_prototypes(self.prototypes, v, y, self._config.prototype_momentum)
-        self._balanced = balanced_labels(len(y), self.steps, self._ctx.num_classes).to(y.device)
-        self.steps += 1
-        self._count += 1
+    def _narrow(self, active: int) -> None:
+        """Leave the rows of the clients that are still at work."""
+        self.g, self.r = self._all_g.first(active), self._all_r.first(active)
+        self.prototypes = self._all_prototypes[:active]
+
+    def begin(self, v: Tensor, y: Tensor, share: Tensor, lengths: list[int]) -> None:
+        """Take in a batch and its features v (clients, batch, D).
+
+        Labels are laid out, noise is drawn and the prototypes move.
+        """
+        clients, longest = y.shape
+        if clients != len(self.prototypes):
+            self._narrow(clients)
+        taking = [n > 1 for n in lengths]
+        # What a client's networks move by, (clients, 1): nothing where it sits the step out.
+        self._moves = None if all(taking) else share.new_tensor(taking)[:, None]
+        self._share = share if self._moves is None else share * self._moves
+        firsts = [step * n for step, n in zip(self._steps, lengths, strict=False)]
+        s = balanced_labels(longest, firsts, len(self._eye)).to(y.device)
+        which = self._config.augment
+        parts = torch.stack({"both": [s, y], "real": [y], "prototype": [s]}[which], dim=1)
+        rtnet = [parts] if self._config.use_rtnet else []
+        labels = torch.cat([parts, s[:, None], *rtnet], dim=1)  # of A, B and C in turn
+        self._one_hot = self._eye[labels]
+        self._inputs = torch.cat([self._noise(labels.shape, lengths), self._one_hot], dim=3)
+        members = self._eye[y] * (self._share > 0)[:, :, None]
+        move_prototypes(self.prototypes, v, members, self._config.prototype_momentum)
+        self._near = torch.bmm(self._one_hot[:, self._parts], self.prototypes)  # v_bar[s]
+        self._s, self._labels, self.features = s, parts.flatten(1), v
+        for row, one in enumerate(taking):
+            self._steps[row] += one
+            self._counts[row] += one
+
+    def _noise(self, shape: torch.Size, lengths: list[int]) -> Tensor:
+        """Return fresh noise of each client's own stream, (clients, parts, batch, z_dim)."""
+        noise = torch.zeros(*shape, self._noise_dim)
+        for row, n, rng in zip(noise, lengths, self._rngs, strict=False):
+            if n < 2:
+                continue
+            if self._config.noise == "gaussian":
+                draws = [self._parts, 1, self._parts][: 2 + self._config.use_rtnet]
+                drawn = [torch.randn((k, n, self._noise_dim), generator=rng) for k in draws]
+                row[:, :n] = torch.cat(drawn)
+            elif n == shape[2]:  # uniform: one draw has the values of several in turn
+                torch.rand(row.shape, generator=rng, out=row)
+            else:
+                row[:, :n] = torch.rand((shape[1], n, self._noise_dim), generator=rng)
+        return noise.to(self.prototypes.device)
+
+    def _bases(self) -> Tensor:
+        """Return what e is made around, (clients, rows, D), the parts of `augment` in turn."""
+        which = self._config.augment
+        if which == "both":
+            return torch.cat([self._near, self.features], dim=1)
+        return self._near if which == "prototype" else self.features
 
     def synthetic(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return e, its labels and its base without gradient, the parts of `augment` in turn."""
-        with torch.no_grad():
-            raw, labels, base = self._raw()
-            # The networks are in evaluation mode, where rows do not see each other.
-            e = base + self.r(raw, labels) if self._config.use_rtnet else raw
-            if self._config.interpolate:
-                e = torch.lerp(base, e, self._payload["rho"])
-            return e, labels, base
+        """Return e (clients, rows, D) for step A, its labels (clients, rows) and its base."""
+        e, base = self.g.evaluated(self._inputs[:, : self._parts].flatten(1, 2)), self._bases()
+        if self._config.use_rtnet:
+            one_hot = self._one_hot[:, : self._parts].flatten(1, 2)
+            e = base + self.r.evaluated(torch.cat([e, one_hot], dim=2))
+        if self._config.interpolate:
+            e = torch.lerp(base, e, self._payload["rho"])
+        return e, self._labels, base
 
-    def _raw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the generator's outputs, their labels and what they are made around."""
-        assert self.batch is not None
-        y, s, which = self.batch[1], self._balanced, self._config.augment
-        if which == "both":
-            labels, base = torch.cat([s, y]), torch.cat([self.prototypes[s], self.features])
+    def weights(self, share: Tensor, mu: float) -> Tensor:
+        """Return what real and synthetic rows count in the loss of step A, (clients, rows)."""
+        synthetic = self._share * (mu / self._parts)
+        return torch.cat([share - mu * self._share, *[synthetic] * self._parts], dim=1)
+
+    def step_generator(self, head: Head) -> None:
+        """Step B: right for the clients' heads, away from their features."""
+        c, share = self._config, self._share
+        inputs = self._inputs[:, self._parts]
+        out = self.g.trained(inputs, share[:, None], moves=self._moves)
+        right, delta = cross_entropies(classify(head, out), self._s, share)
+        if c.dist_g == "mmd":
+            apart, away = mmd_gradient(out, self.features, share)
         else:
-            labels = s if which == "prototype" else y
-            base = self.prototypes[s] if which == "prototype" else self.features
-        with torch.no_grad():
-            return self.g(self.noise(len(labels)), labels), labels, base
+            apart, away = _mean_squares(out, self._near, share)
+        self.g.backward(torch.bmm(delta, head[0]).sub_(away, alpha=c.lam_g), share[:, None])
+        self._descend("generator", self.g, c.generator_lr)
+        self._note(generator_loss=right, generator_distance=apart)
 
-    def noise(self, count: int) -> Tensor:
-        """Return fresh noise (count, z_dim)."""
-        draw = torch.rand if self._config.noise == "uniform" else torch.randn
-        return draw((count, self._noise_dim), generator=self._rng).to(self._ctx.device)
-
-    def step_generator(self, head: nn.Module) -> None:
-        """Step B: right for this client's head, away from this client's features."""
-        c, s = self._config, self._balanced
-        self.g.training = True
-        out = self.g(self.noise(len(s)), s)
-        apart = (
-            mmd(out, self.features) if c.dist_g == "mmd" else F.mse_loss(out, self.prototypes[s])
-        )
-        right = F.cross_entropy(head(out), s)
-        self._descend("generator", self._flat_g, right - c.lam_g * apart, c.generator_lr)
-        self.g.training = False
-        self._note(generator_loss=right.detach(), generator_distance=apart.detach())
-
-    def step_rtnet(self, head: nn.Module) -> None:
-        """Step C: near its base, and hard for this client's head."""
-        c = self._config
-        self.r.training = True
-        raw, labels, base = self._raw()
-        size = len(self._balanced)
-        pairs = zip(raw.split(size), labels.split(size), strict=True)
+    def step_rtnet(self, head: Head) -> None:
+        """Step C: near their bases, and hard for the clients' heads."""
+        c, k = self._config, self._parts
+        raw = self.g.evaluated(self._inputs[:, k + 1 :].flatten(1, 2))
+        inputs = torch.cat([raw, self._one_hot[:, k + 1 :].flatten(1, 2)], dim=2)
+        base, share = self._bases(), self._share.repeat_interleave(k, 0)
         # Part by part: in training mode BatchNorm takes the statistics of one part.
-        e = base + torch.cat([self.r(*pair) for pair in pairs])
-        entropy = mean_entropy(head(e))
+        e = base + self.r.trained(inputs, share[:, None], moves=self._moves)
+        weights = share.view(len(e), -1) / k
+        entropy, delta = entropies(classify(head, e), weights)
         if c.dist_r == "mmd":
-            apart = mmd(e.unflatten(0, (-1, size)), base.unflatten(0, (-1, size))).mean()
+            shape = *share.shape, e.shape[2]
+            distances, near = mmd_gradient(e.view(shape), base.view(shape), share)
+            apart, near = distances.view(-1, k).mean(1), near.view(e.shape).div_(k)
         else:
-            apart = F.mse_loss(e, base)
-        self._descend("rtnet", self._flat_r, c.lam_r * apart - entropy, c.rtnet_lr)
-        self.r.training = False
-        self._note(rtnet_entropy=entropy.detach(), rtnet_distance=apart.detach())
+            apart, near = _mean_squares(e, base, weights)
+        delta = near.mul_(c.lam_r).sub_(torch.bmm(delta, head[0]))
+        self.r.backward(delta, share[:, None])
+        self._descend("rtnet", self.r, c.rtnet_lr)
+        self._note(rtnet_entropy=entropy, rtnet_distance=apart)
 
-    def _descend(self, name: str, net: FlatModel, loss: Tensor, lr: float) -> None:
-        parameters: list[Tensor] = [*net.parameters]
-        grads = list(torch.autograd.grad(loss, parameters))
-        with torch.no_grad():
-            clip = self._config.generator_clip if name == "generator" else None
-            if clip is not None:
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-                torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
-            if self._config.momentum:
-                if name in self._momenta:
-                    torch._foreach_mul_(self._momenta[name], self._config.momentum)
-                    torch._foreach_add_(self._momenta[name], grads)
-                else:
-                    self._momenta[name] = grads
-                grads = self._momenta[name]
-            torch._foreach_add_(parameters, grads, alpha=-lr)
+    def learn(self, features: Tensor, head: Head) -> None:
+        """Make the steps B and C with the model after step A; `features` are those of the batch."""
+        self.features = features
+        self.step_generator(head)
+        if self._config.use_rtnet:
+            self.step_rtnet(head)
+
+    def _descend(self, name: str, net: Stack, lr: float) -> None:
+        step, m = net.gradient, self._config.momentum
+        clip = self._config.generator_clip if name == "generator" else None
+        if clip is not None:
+            norms = torch.linalg.vector_norm(step, dim=1, keepdim=True)
+            step = step * (clip / (norms + 1e-6)).clamp(max=1.0)
+        if m:
+            velocities = self._velocities.setdefault(name, step.new_zeros(step.shape))
+            velocity = velocities[: len(step)]
+            velocity.mul_(m if self._moves is None else 1 - (1 - m) * self._moves).add_(step)
+            step = velocity if self._moves is None else velocity * self._moves
+        net.descend(step, lr)
 
     def _note(self, **values: Tensor) -> None:
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            if name not in self._sums:
+                self._sums[name] = value.new_zeros(len(self._counts))
+            self._sums[name][: len(value)] += value
 
-    def metrics(self) -> dict[str, float]:
-        """Return means over the round's steps."""
-        return {name: float(total) / self._count for name, total in self._sums.items()}
+    def metrics(self) -> list[dict[str, float]]:
+        """Return each client's means over its steps of the round."""
+        totals = {name: total.tolist() for name, total in self._sums.items()}
+        return [
+            {name: total[row] / count for name, total in totals.items()} if count else {}
+            for row, count in enumerate(self._counts)
+        ]
 
-    def shared_generator(self) -> Params:
-        """Return the part of the generator that the payload named."""
-        names = set(self._payload["generator"])
-        return self._flat_g.params().only(lambda name: name in names)
+    def generators(self) -> Rows:
+        """Return the part of the generators that the payload named."""
+        return self._all_g.rows().only(set(self._payload["generator"]).__contains__)
 
-    def state(self) -> State:
-        """Return what the client keeps of the augmentation."""
-        kept: State = {
-            "rtnet": self._flat_r.params(),
-            "prototypes": self.prototypes.cpu(),
-            "steps": self.steps,
-        }
-        if len(self._payload["generator"]) < len(self._flat_g.params()):
-            kept["generator"] = self._flat_g.params()
+    def states(self) -> list[State]:
+        """Return what each client keeps of the augmentation."""
+        prototypes, rtnets = self._all_prototypes.cpu(), self._all_r.rows().split()
+        own = zip(rtnets, prototypes, self._steps, strict=True)
+        kept: list[State] = [{"rtnet": r, "prototypes": p, "steps": n} for r, p, n in own]
+        if self._all_g.template.layout != self._payload["generator"].layout:
+            for state, generator in zip(kept, self._all_g.rows().split(), strict=True):
+                state["generator"] = generator
         return kept
+
+
+Sizes = tuple[int, int, int]
+"""Features, noise and classes."""
+
+
+def _generator(shared: Params, state: State, sizes: Sizes, seed: int) -> Params:
+    """Return a client's generator: what is shared, and its own for the rest."""
+    if "generator" in state:
+        return state["generator"].merged(shared)
+    if "first_norm.running_mean" in shared:
+        return shared
+    return initial_weights(generator_network(*sizes), seed, "fraug/generator").merged(shared)
+
+
+def _rtnet(state: State, ctx: ClientContext, sizes: Sizes) -> Params:
+    if "rtnet" in state:
+        return state["rtnet"]
+    return initial_weights(transformation_network(*sizes), ctx.seed, "fraug/rtnet", ctx.client_id)
 
 
 def set_training(modules: Iterable[nn.Module], training: bool) -> None:
@@ -277,21 +401,35 @@ def set_training(modules: Iterable[nn.Module], training: bool) -> None:
         object.__setattr__(module, "training", training)
 
 
-@torch.no_grad()
-def move_prototypes(prototypes: Tensor, v: Tensor, y: Tensor, momentum: float) -> None:
-    """Move the rows (C, D) of the classes in the batch towards its class means, in place."""
-    one_hot = F.one_hot(y, len(prototypes)).to(v.dtype)
-    sizes = one_hot.sum(0)[:, None]
-    means = (one_hot.T @ v) / sizes.clamp_min(1)
+def move_prototypes(prototypes: Tensor, v: Tensor, members: Tensor, momentum: float) -> None:
+    """Move prototypes (clients, C, D) towards the class means of v (clients, batch, D), in place.
+
+    `members` (clients, batch, C) are one-hot labels, 0 for padding. Absent classes stay.
+    """
+    sizes = members.sum(1)[:, :, None]
+    means = torch.bmm(members.mT, v) / sizes.clamp_min(1)
     prototypes.lerp_(means, momentum * (sizes > 0))
 
 
-def balanced_labels(batch: int, step: int, num_classes: int) -> Tensor:
-    """Return labels that go round the classes, from where the step before ended, int64 (batch,)."""
-    return (torch.arange(batch) + step * batch) % num_classes
+def balanced_labels(batch: int, firsts: Sequence[int], num_classes: int) -> Tensor:
+    """Return labels that go round the classes from `firsts` on, int64 (len(firsts), batch)."""
+    return (torch.tensor(firsts)[:, None] + torch.arange(batch)) % num_classes
 
 
-def mean_entropy(logits: Tensor) -> Tensor:
-    """Return the mean Shannon entropy in nats of softmax(logits), logits (batch, C)."""
-    log_p = F.log_softmax(logits, dim=1)
-    return -(log_p.exp() * log_p).sum(1).mean()
+def entropies(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weighted Shannon entropies in nats (clients,), and their gradients by the logits.
+
+    Logits are (clients, rows, C); `weights` (clients, rows) are those of the rows.
+    """
+    log_p = F.log_softmax(logits, dim=2)
+    p = log_p.exp()
+    rows = -(p * log_p).sum(2)
+    slope = log_p.add_(rows[:, :, None]).mul_(p).mul_(-weights[:, :, None])
+    return (rows * weights).sum(1), slope
+
+
+def _mean_squares(a: Tensor, b: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean squared differences (clients,), and their gradients by a (clients, rows, D)."""
+    difference = a - b
+    values = (difference.square().mean(2) * share).sum(1)
+    return values, difference.mul_(share[:, :, None] * (2 / a.shape[2]))

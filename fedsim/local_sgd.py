@@ -262,10 +262,13 @@ class LocalSGD(Client):
             raise InputError(f"client.vectorise must be false or 'auto' here, got true: {why}")
         if not able or wanted is False:
             return 1
-        model_bytes = sum(4 * parameter.numel() for parameter in module.parameters())
         batch_bytes = self.config.batch_size * int(getattr(module, "sample_bytes", 1))
-        sizes = GROUP_BYTES // model_bytes, GROUP_SAMPLE_BYTES // batch_bytes
+        sizes = GROUP_BYTES // self.group_bytes(module), GROUP_SAMPLE_BYTES // batch_bytes
         return max(1, min(GROUP_CLIENTS, *sizes))
+
+    def group_bytes(self, module: nn.Module) -> int:
+        """Return the bytes of all parameters that one client trains."""
+        return sum(4 * parameter.numel() for parameter in module.parameters())
 
     def train_group(self, tasks: Sequence[Task]) -> GroupUpdate:
         config, ctx = self.config, tasks[0].ctx

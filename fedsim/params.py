@@ -203,6 +203,12 @@ class Rows:
         """Return each client's, over the same memory."""
         return [self.like.replace(row) for row in self.flat]
 
+    def only(self, keep: Callable[[str], bool]) -> Rows:
+        """Return independent rows of the tensors whose name passes `keep`."""
+        _, runs = self.like.layout.only(keep)
+        pieces = [self.flat[:, run] for run in runs] or [self.flat[:, :0]]
+        return Rows(self.like.only(keep), torch.cat(pieces, dim=1))
+
     def take(self, order: list[int]) -> Rows:
         """Return the rows in another order."""
         return Rows(self.like, self.flat[order])

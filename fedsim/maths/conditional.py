@@ -6,6 +6,7 @@ their passes, as autograd's record of so small networks costs more than the arit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim import rng
-from fedsim.params import FlatModel, Params
+from fedsim.params import FlatModel, Params, Rows
 
 _MOMENTUM = 0.1  # of the running statistics, as in torch
 _EPS = 1e-5  # added to variances, as in torch
@@ -114,6 +115,12 @@ class Stack:
             begin = end
         return named
 
+    @classmethod
+    def of(cls, params: Sequence[Params], device: torch.device, *, positive: bool) -> Stack:
+        """Return the networks with these parameters, which are copied."""
+        flat = torch.stack([p.flat for p in params])
+        return cls(params[0], flat.to(device), positive)
+
     def first(self, count: int) -> Stack:
         """Return the networks of the first clients, over the same memory."""
         return Stack(self.template, self.flat[:count], self.positive)
@@ -132,23 +139,24 @@ class Stack:
                 x = x.relu_()
         return x
 
-    def trained(self, x: Tensor, share: Tensor, parts: int, moves: Tensor | float = 1.0) -> Tensor:
+    def trained(self, x: Tensor, share: Tensor, moves: Tensor | None = None) -> Tensor:
         """Return the outputs in training mode; the running statistics move.
 
-        The rows are `parts` of equal length, one after another, and each has statistics of its own.
-        `share` (clients x parts, 1, rows of a part) is 1 / number of rows, and 0 for padding.
-        `moves` (clients, 1, 1) is 0 for clients whose statistics stay.
+        `share` (clients x parts, 1, rows of a part) is 1 / number of rows, and 0 for padding: the
+        rows of x may be several parts of equal length, one after another, each with statistics of
+        its own. `moves` (clients, 1) is 0 for clients whose running statistics stay, else 1.
         """
         self._tape, self._affine = [], []
-        clients, number = len(x), (share > 0).sum(2, keepdim=True, dtype=share.dtype)
-        unbiased = (number / (number - 1).clamp_min_(1)).unflatten(0, (clients, parts))
+        number = (share > 0).sum(2, keepdim=True, dtype=share.dtype)
+        unbiased = number / (number - 1).clamp_min_(1)
+        weight = _MOMENTUM if moves is None else moves[:, None] * _MOMENTUM
         for i, layer in enumerate(self._layers):
             z = torch.bmm(x, layer.weight.mT)  # BatchNorm takes the bias out again
-            rows = z.view(clients * parts, -1, z.shape[2])
+            rows = z.view(len(share), -1, z.shape[2])
             mean = torch.bmm(share, rows)
             rows.sub_(mean)
             variance = torch.bmm(share, rows.square())
-            self._track(layer, mean, variance, unbiased, moves)
+            _track(layer, mean, variance * unbiased, weight)
             deviation = variance.add_(_EPS).rsqrt_()
             rows.mul_(deviation)
             out = torch.addcmul(layer.shift, z, layer.scale)
@@ -157,16 +165,6 @@ class Stack:
             self._tape.append(_Pass(x, rows, deviation, out))
             x = out
         return x
-
-    def _track(
-        self, layer: _Layer, mean: Tensor, variance: Tensor, unbiased: Tensor, moves: Tensor | float
-    ) -> None:
-        shape = unbiased.shape[:2]
-        means, variances = mean.unflatten(0, shape), variance.unflatten(0, shape) * unbiased
-        weight = moves * _MOMENTUM
-        for part in range(shape[1]):  # as if they came one after another
-            layer.mean.lerp_(means[:, part] + layer.bias, weight)
-            layer.variance.lerp_(variances[:, part], weight)
 
     def backward(self, delta: Tensor, share: Tensor) -> None:
         """Write `gradient`, given that of the outputs of the last pass in training mode.
@@ -195,9 +193,17 @@ class Stack:
         self.parameters.add_(step, alpha=-lr)
         self._affine = []
 
-    def params(self) -> list[Params]:
-        """Return each client's parameters and statistics, on the CPU, over memory they share."""
-        return [self.template.replace(row) for row in self.flat.cpu()]
+    def rows(self) -> Rows:
+        """Return the parameters and statistics of all clients, on the CPU."""
+        return Rows(self.template, self.flat.cpu())
+
+
+def _track(layer: _Layer, mean: Tensor, variance: Tensor, weight: Tensor | float) -> None:
+    """Move the running statistics towards those of each part, as if one came after another."""
+    for part in mean.unflatten(0, (len(layer.mean), -1)).unbind(1):
+        layer.mean.lerp_(part + layer.bias, weight)
+    for part in variance.unflatten(0, (len(layer.mean), -1)).unbind(1):
+        layer.variance.lerp_(part, weight)
 
 
 def generator_network(dim: int, noise: int, num_classes: int) -> Conditional:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -35,11 +35,11 @@ class _Tape:
     """What the backward pass needs: inputs and outputs of the layers, first to last."""
 
     maps: list[Tensor]
-    kernels: list[Tensor] = field(default_factory=list)
-    raw: list[Tensor] = field(default_factory=list)  # before pooling and ReLU
-    places: list[Tensor | None] = field(default_factory=list)  # of the maxima
-    inputs: Tensor = torch.empty(0)  # of the hidden layer
-    features: Tensor = torch.empty(0)
+    kernels: list[Tensor]
+    raw: list[Tensor]  # before pooling and ReLU
+    places: list[Tensor | None]  # of the maxima
+    inputs: Tensor  # of the hidden layer
+    features: Tensor
 
 
 class _Batchable(Batched):
@@ -71,23 +71,24 @@ class _Batchable(Batched):
 
     def batched_features(self, flat: Tensor, x: Tensor) -> tuple[Tensor, _Tape]:
         clients = len(flat)
-        tape = _Tape([_side_by_side(x)])
+        maps = [_side_by_side(x)]
+        kernels, raw, places = [], [], []
         for layer in self._convolutions:
             kernel = self._kernel_of(layer, flat)
             biases = flat[:, layer.biases].reshape(-1)
-            z = F.conv2d(tape.maps[-1], kernel, biases, padding=self._padding, groups=clients)
-            tape.kernels.append(kernel)
-            tape.raw.append(z)
+            z = F.conv2d(maps[-1], kernel, biases, padding=self._padding, groups=clients)
+            kernels.append(kernel)
+            raw.append(z)
             place = None
             if layer.pooled:  # before ReLU, with which it commutes
                 z, place = F.max_pool2d(z, 2, return_indices=True)
-            tape.places.append(place)
-            tape.maps.append(z.relu_())
+            places.append(place)
+            maps.append(z.relu_())
         # From here clients are the batches of a matrix product, (clients, batch, features).
-        tape.inputs = tape.maps[-1].unflatten(1, (clients, -1)).transpose(0, 1).flatten(2)
+        inputs = maps[-1].unflatten(1, (clients, -1)).transpose(0, 1).flatten(2)
         biases = flat[:, self._biases].unsqueeze(1)
-        tape.features = torch.baddbmm(biases, tape.inputs, self._matrix(flat).mT).relu_()
-        return tape.features, tape
+        features = torch.baddbmm(biases, inputs, self._matrix(flat).mT).relu_()
+        return features, _Tape(maps, kernels, raw, places, inputs, features)
 
     def batched_backward(self, flat: Tensor, tape: _Tape, delta: Tensor, gradient: Tensor) -> None:
         clients = len(flat)
