@@ -128,7 +128,7 @@ class FRAug(PersonalSGD):
         set_training(fit.scratch["modules"], False)
         features = module.body(fit.scratch["x"])
         set_training(fit.scratch["modules"], True)
-        head = module.head.weight[None], module.head.bias[None, None]
+        head = module.head.weight[None], module.head.bias[None, :, None]
         fit.state["augmenter"].learn(features[None], head)
 
     def group_bytes(self, module: Any) -> int:
@@ -302,8 +302,12 @@ class Augmenter:
             apart, away = mmd_gradient(out, self.features, share)
         else:
             apart, away = _mean_squares(out, self._near, share)
-        self.g.backward(torch.bmm(delta, head[0]).sub_(away, alpha=c.lam_g), share[:, None])
-        self._descend("generator", self.g, c.generator_lr)
+        delta = torch.bmm(delta.mT, head[0]).sub_(away, alpha=c.lam_g)
+        step = self.g.backward(delta, share[:, None])
+        if c.generator_clip is not None:
+            norms = torch.linalg.vector_norm(step, dim=1, keepdim=True)
+            step *= (c.generator_clip / (norms + 1e-6)).clamp(max=1.0)
+        self._descend("generator", self.g, step, c.generator_lr)
         self._note(generator_loss=right, generator_distance=apart)
 
     def step_rtnet(self, head: Head) -> None:
@@ -322,9 +326,8 @@ class Augmenter:
             apart, near = distances.view(-1, k).mean(1), near.view(e.shape).div_(k)
         else:
             apart, near = _mean_squares(e, base, weights)
-        delta = near.mul_(c.lam_r).sub_(torch.bmm(delta, head[0]))
-        self.r.backward(delta, share[:, None])
-        self._descend("rtnet", self.r, c.rtnet_lr)
+        delta = near.mul_(c.lam_r).sub_(torch.bmm(delta.mT, head[0]))
+        self._descend("rtnet", self.r, self.r.backward(delta, share[:, None]), c.rtnet_lr)
         self._note(rtnet_entropy=entropy, rtnet_distance=apart)
 
     def learn(self, features: Tensor, head: Head) -> None:
@@ -334,12 +337,8 @@ class Augmenter:
         if self._config.use_rtnet:
             self.step_rtnet(head)
 
-    def _descend(self, name: str, net: Stack, lr: float) -> None:
-        step, m = net.gradient, self._config.momentum
-        clip = self._config.generator_clip if name == "generator" else None
-        if clip is not None:
-            norms = torch.linalg.vector_norm(step, dim=1, keepdim=True)
-            step = step * (clip / (norms + 1e-6)).clamp(max=1.0)
+    def _descend(self, name: str, net: Stack, step: Tensor, lr: float) -> None:
+        m = self._config.momentum
         if m:
             velocities = self._velocities.setdefault(name, step.new_zeros(step.shape))
             velocity = velocities[: len(step)]
@@ -419,13 +418,13 @@ def balanced_labels(batch: int, firsts: Sequence[int], num_classes: int) -> Tens
 def entropies(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return weighted Shannon entropies in nats (clients,), and their gradients by the logits.
 
-    Logits are (clients, rows, C); `weights` (clients, rows) are those of the rows.
+    Logits are (clients, C, rows); `weights` (clients, rows) are those of the rows.
     """
-    log_p = F.log_softmax(logits, dim=2)
+    log_p = F.log_softmax(logits, dim=1)
     p = log_p.exp()
-    rows = -(p * log_p).sum(2)
-    slope = log_p.add_(rows[:, :, None]).mul_(p).mul_(-weights[:, :, None])
-    return (rows * weights).sum(1), slope
+    rows = -(p * log_p).sum(1, keepdim=True)
+    slope = log_p.add_(rows).mul_(p).mul_(-weights[:, None])
+    return (rows[:, 0] * weights).sum(1), slope
 
 
 def _mean_squares(a: Tensor, b: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:

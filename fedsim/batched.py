@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedsim.models import BodyHead
 
 Head = tuple[Tensor, Tensor]
-"""Weights (clients, classes, d) and biases (clients, 1, classes) of linear classifiers."""
+"""Weights (clients, classes, d) and biases (clients, classes, 1) of linear classifiers."""
 
 
 class Batched(BodyHead):
@@ -48,7 +48,7 @@ class Batched(BodyHead):
     def batched_head(self, flat: Tensor) -> Head:
         """Return the clients' classifiers, views of `flat`."""
         weights = flat[:, self._head_weights].unflatten(1, self._head_shape)
-        return weights, flat[:, self._head_biases].unsqueeze(1)
+        return weights, flat[:, self._head_biases].unsqueeze(2)
 
     def head_gradients(
         self, flat: Tensor, features: Tensor, y: Tensor, share: Tensor, gradient: Tensor
@@ -57,12 +57,11 @@ class Batched(BodyHead):
 
         The loss is the cross-entropy of any features (clients, rows, d) with labels and shares.
         """
-        weights, biases = self.batched_head(flat)
-        losses, delta = cross_entropies(classify((weights, biases), features), y, share)
-        into, shifts = self.batched_head(gradient)
-        torch.bmm(delta.mT, features, out=into)
-        torch.sum(delta, 1, keepdim=True, out=shifts)
-        return losses, torch.bmm(delta, weights)
+        head, into = self.batched_head(flat), self.batched_head(gradient)
+        losses, delta = cross_entropies(classify(head, features), y, share)
+        into[0].copy_(torch.bmm(delta, features))  # faster than to have it written there
+        torch.sum(delta, 2, keepdim=True, out=into[1])
+        return losses, torch.bmm(delta.mT, head[0])
 
     @torch.no_grad()
     def batched_gradients(
@@ -77,17 +76,21 @@ class Batched(BodyHead):
 
 
 def classify(head: Head, features: Tensor) -> Tensor:
-    """Return logits (clients, rows, classes) of features (clients, rows, d)."""
-    return torch.baddbmm(head[1], features, head[0].mT)
+    """Return logits (clients, classes, rows) of features (clients, rows, d).
+
+    A softmax over a few classes is an order of magnitude faster when they are not the last
+    dimension.
+    """
+    return torch.baddbmm(head[1], head[0], features.mT)
 
 
 def cross_entropies(logits: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weighted cross-entropies (clients,) and their gradients by the logits."""
-    log_probabilities = F.log_softmax(logits, dim=2)
-    picked = log_probabilities.gather(2, y.unsqueeze(2)).squeeze(2)
-    losses = -(picked * share).sum(1)
+    """Return weighted cross-entropies (clients,) and their gradients by the logits.
+
+    Logits are (clients, classes, rows), labels and shares (clients, rows).
+    """
+    log_probabilities, y = F.log_softmax(logits, dim=1), y.unsqueeze(1)
+    losses = -(log_probabilities.gather(1, y).squeeze(1) * share).sum(1)
     delta = log_probabilities.exp_()
-    minus = delta.new_full((), -1.0).expand(*y.shape, 1)
-    delta.scatter_add_(2, y.unsqueeze(2), minus)
-    delta *= share.unsqueeze(2)
-    return losses, delta
+    delta.scatter_add_(1, y, delta.new_full((), -1.0).expand(y.shape))
+    return losses, delta.mul_(share.unsqueeze(1))

@@ -48,10 +48,7 @@ class Conditional(nn.Module):
 
 @dataclass
 class _Layer:
-    """Linear and BatchNorm of several clients, (clients, outputs, inputs) or (clients, 1, outputs).
-
-    The tensors are views, those whose name begins with `d` of the gradient.
-    """
+    """Views of a Linear, its weight (clients, outputs, inputs), and a BatchNorm (clients, 1, d)."""
 
     weight: Tensor
     bias: Tensor
@@ -59,9 +56,6 @@ class _Layer:
     shift: Tensor
     mean: Tensor  # running
     variance: Tensor  # running
-    d_weight: Tensor
-    d_scale: Tensor
-    d_shift: Tensor
 
 
 @dataclass
@@ -77,43 +71,32 @@ class _Pass:
 class Stack:
     """Networks of several clients, each with parameters of its own.
 
-    `flat` (clients, size) are their parameters and statistics, each row laid out like `template`'s;
-    `gradient` (clients, parameters) is what `backward` wrote last. Inputs are (clients, rows,
-    inputs + classes), with the one-hot classes behind the vectors. A bias before a BatchNorm that
-    is in training mode has no gradient.
+    `flat` (clients, size) are their parameters and statistics, each row laid out like `template`'s.
+    Inputs are (clients, rows, inputs + classes), with the one-hot classes behind the vectors.
     """
 
     def __init__(self, template: Params, flat: Tensor, positive: bool) -> None:
         self.template, self.flat, self.positive = template, flat, positive
         self.parameters = flat[:, : template.layout.parameter_size]
-        self.gradient = torch.zeros_like(self.parameters, memory_format=torch.contiguous_format)
-        values, slopes = self._named(flat), self._named(self.gradient)
+        named, begin = {}, 0
+        for name, shape in zip(template.layout.names, template.layout.shapes, strict=True):
+            end = begin + torch.Size(shape).numel()
+            piece = flat[:, begin:end]
+            named[name] = piece.unflatten(1, shape) if len(shape) == 2 else piece.unsqueeze(1)
+            begin = end
         self._layers = [
             _Layer(
-                values[f"{name}.weight"],
-                values[f"{name}.bias"],
-                values[f"{name}_norm.weight"],
-                values[f"{name}_norm.bias"],
-                values[f"{name}_norm.running_mean"],
-                values[f"{name}_norm.running_var"],
-                slopes[f"{name}.weight"],
-                slopes[f"{name}_norm.weight"],
-                slopes[f"{name}_norm.bias"],
+                named[f"{layer}.weight"],
+                named[f"{layer}.bias"],
+                named[f"{layer}_norm.weight"],
+                named[f"{layer}_norm.bias"],
+                named[f"{layer}_norm.running_mean"],
+                named[f"{layer}_norm.running_var"],
             )
-            for name in ("first", "last")
+            for layer in ("first", "last")
         ]
         self._tape: list[_Pass] = []
         self._affine: list[tuple[Tensor, Tensor]] = []
-
-    def _named(self, rows: Tensor) -> dict[str, Tensor]:
-        named, begin = {}, 0
-        layout = self.template.layout
-        for name, shape in zip(layout.names, layout.shapes, strict=True):
-            end = begin + torch.Size(shape).numel()
-            piece = rows[:, begin:end]
-            named[name] = piece.unflatten(1, shape) if len(shape) == 2 else piece.unsqueeze(1)
-            begin = end
-        return named
 
     @classmethod
     def of(cls, params: Sequence[Params], device: torch.device, *, positive: bool) -> Stack:
@@ -166,27 +149,30 @@ class Stack:
             x = out
         return x
 
-    def backward(self, delta: Tensor, share: Tensor) -> None:
-        """Write `gradient`, given that of the outputs of the last pass in training mode.
+    def backward(self, delta: Tensor, share: Tensor) -> Tensor:
+        """Return the gradients (clients, parameters) after a pass in training mode.
 
-        `share` as in that pass; `delta` (clients, rows, outputs) must be 0 in padding.
+        `share` is that pass's, `delta` (clients, rows, outputs) the gradient of its outputs, 0 in
+        padding. A bias before a BatchNorm in training mode has none.
         """
         clients = len(delta)
+        pieces: list[Tensor] = []  # last to first
         for i in reversed(range(len(self._layers))):
             layer, tape = self._layers[i], self._tape[i]
             if i == 0 or self.positive:
                 delta = _aten.threshold_backward(delta, tape.outputs, 0)
             rows = delta.view(tape.normed.shape)
             shift, scale = rows.sum(1, keepdim=True), (rows * tape.normed).sum(1, keepdim=True)
-            torch.sum(shift.unflatten(0, (clients, -1)), 1, out=layer.d_shift)
-            torch.sum(scale.unflatten(0, (clients, -1)), 1, out=layer.d_scale)
+            slopes = [s.view(clients, -1, s.shape[2]).sum(1) for s in (shift, scale)]
             rows = torch.addcmul(
                 rows, share.mT, torch.addcmul(shift, tape.normed, scale), value=-1
             ).mul_(tape.deviation)
             delta = rows.view(delta.shape).mul_(layer.scale)
-            torch.bmm(delta.mT, tape.inputs, out=layer.d_weight)
+            weight = torch.bmm(delta.mT, tape.inputs).flatten(1)
+            pieces += [*slopes, torch.zeros_like(slopes[0]), weight]
             if i > 0:
                 delta = torch.bmm(delta, layer.weight)
+        return torch.cat(pieces[::-1], dim=1)
 
     def descend(self, step: Tensor, lr: float) -> None:
         """Move the parameters against `step` (clients, parameters)."""

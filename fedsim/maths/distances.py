@@ -71,7 +71,7 @@ def _kernels(a: Tensor, b: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tenso
         power = power.square_()
         kernel.add_(power)
         slope.add_(power, alpha=2**q)
-    value = torch.bmm(signs[:, None], torch.bmm(kernel, signs[:, :, None]))[:, 0, 0]
+    value = (kernel.mul_(signs[:, None]).sum(2) * signs).sum(1)
     return value, rows, slope.mul_(signs[:, None]).mul_(signs[:, :, None] * (4 / widest))
 
 
