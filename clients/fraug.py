@@ -29,12 +29,13 @@ from fedsim.errors import check
 from fedsim.groups import Batch, GroupFit
 from fedsim.local_sgd import Fit
 from fedsim.maths.conditional import (
+    Padding,
     Stack,
     generator_network,
     initial_weights,
     transformation_network,
 )
-from fedsim.maths.distances import mmd_gradient
+from fedsim.maths.distances import Discrepancy
 from fedsim.params import Params, Rows
 from fedsim.personal_sgd import PersonalSGD
 
@@ -158,7 +159,7 @@ class FRAug(PersonalSGD):
             flat,
             torch.cat([v, e], dim=1),
             torch.cat([batch.y, labels], dim=1),
-            aug.weights(batch.share, fit.tasks[0].payload["mu"]),
+            aug.weights,
             gradient,
         )
         module.batched_backward(flat, tape, delta[:, : v.shape[1]], gradient)
@@ -181,6 +182,29 @@ class FRAug(PersonalSGD):
         update.tensors["generator"] = aug.generators()
         update.states = [own | kept for kept in aug.states()]
         return update
+
+
+METRICS = ("generator_loss", "generator_distance", "rtnet_entropy", "rtnet_distance")
+"""Means over a client's steps that it reports, those of RTNet last."""
+
+
+class _Plan:
+    """What the batch sizes of a step settle.
+
+    `share` (clients, batch) and `rows` (clients, rows of all parts) are what a row counts in a
+    mean, `weights` (clients, real and synthetic rows) in the loss of step A.
+    """
+
+    def __init__(self, share: Tensor, parts: int, mu: float) -> None:
+        real = share > 0
+        several = real.sum(1, keepdim=True) > 1
+        self.share = share * several  # a client with one sample sits the step out
+        self.rows = self.share.repeat(1, parts) / parts
+        self.weights = torch.cat([share - mu * self.share, mu * self.rows], dim=1)
+        self.real = None if bool((real & several).all()) else (real & several)[:, :, None]
+        self.one, self.all = Padding(self.share), Padding(self.share, parts)
+        self.discrepancy = Discrepancy(self.share)
+        self.discrepancies = Discrepancy(self.share.repeat_interleave(parts, 0))
 
 
 class Augmenter:
@@ -213,11 +237,12 @@ class Augmenter:
             streams.torch_generator(ctx.seed, "fraug/noise", ctx.round, context.client_id)
             for context in contexts
         ]
-        self._noise_dim = sizes[1]
-        self._eye = torch.eye(classes, device=ctx.device)
+        self._noise_dim, self._eye = sizes[1], torch.eye(classes, device=ctx.device)
         self._parts = 2 if config.augment == "both" else 1
+        self._plans: dict[tuple[int, ...], _Plan] = {}
         self._velocities: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor] = {}
+        self._names = METRICS if config.use_rtnet else METRICS[:2]
+        self._sums = torch.zeros(len(self._names), len(states), device=ctx.device)
         self._counts = [0] * len(states)
         self._narrow(len(states))
 
@@ -234,29 +259,33 @@ class Augmenter:
         clients, longest = y.shape
         if clients != len(self.prototypes):
             self._narrow(clients)
-        taking = [n > 1 for n in lengths]
-        # What a client's networks move by, (clients, 1): nothing where it sits the step out.
-        self._moves = None if all(taking) else share.new_tensor(taking)[:, None]
-        self._share = share if self._moves is None else share * self._moves
+        if tuple(lengths) not in self._plans:
+            self._plans[tuple(lengths)] = _Plan(share, self._parts, self._payload["mu"])
+        self._plan = self._plans[tuple(lengths)]
         firsts = [step * n for step, n in zip(self._steps, lengths, strict=False)]
         s = balanced_labels(longest, firsts, len(self._eye)).to(y.device)
-        which = self._config.augment
-        parts = torch.stack({"both": [s, y], "real": [y], "prototype": [s]}[which], dim=1)
-        rtnet = [parts] if self._config.use_rtnet else []
-        labels = torch.cat([parts, s[:, None], *rtnet], dim=1)  # of A, B and C in turn
-        self._one_hot = self._eye[labels]
-        self._inputs = torch.cat([self._noise(labels.shape, lengths), self._one_hot], dim=3)
-        members = self._eye[y] * (self._share > 0)[:, :, None]
+        parts = {"both": [s, y], "real": [y], "prototype": [s]}[self._config.augment]
+        k = len(parts)
+        # Of A, B and C in turn, and for the prototypes.
+        labels = torch.stack([*parts, s, *parts, y], dim=1)
+        one_hot = F.embedding(labels, self._eye)
+        noise = self._noise(1 + (1 + self._config.use_rtnet) * k, longest, lengths)
+        inputs = torch.cat([noise, one_hot[:, : noise.shape[1]]], dim=3)
+        self._inputs = [some.flatten(1, 2) for some in inputs.tensor_split((k, k + 1), dim=1)]
+        self._one_hot, self._labels = one_hot[:, :k].flatten(1, 2), labels[:, :k].flatten(1)
+        members = one_hot[:, -1]
+        if self._plan.real is not None:
+            members = members * self._plan.real
         move_prototypes(self.prototypes, v, members, self._config.prototype_momentum)
-        self._near = torch.bmm(self._one_hot[:, self._parts], self.prototypes)  # v_bar[s]
-        self._s, self._labels, self.features = s, parts.flatten(1), v
-        for row, one in enumerate(taking):
-            self._steps[row] += one
-            self._counts[row] += one
+        self._near = torch.bmm(one_hot[:, k], self.prototypes)  # v_bar[s]
+        self._s, self.features = s, v
+        for row, n in enumerate(lengths):
+            self._steps[row] += n > 1
+            self._counts[row] += n > 1
 
-    def _noise(self, shape: torch.Size, lengths: list[int]) -> Tensor:
+    def _noise(self, parts: int, longest: int, lengths: list[int]) -> Tensor:
         """Return fresh noise of each client's own stream, (clients, parts, batch, z_dim)."""
-        noise = torch.zeros(*shape, self._noise_dim)
+        noise = torch.zeros(len(lengths), parts, longest, self._noise_dim)
         for row, n, rng in zip(noise, lengths, self._rngs, strict=False):
             if n < 2:
                 continue
@@ -264,10 +293,10 @@ class Augmenter:
                 draws = [self._parts, 1, self._parts][: 2 + self._config.use_rtnet]
                 drawn = [torch.randn((k, n, self._noise_dim), generator=rng) for k in draws]
                 row[:, :n] = torch.cat(drawn)
-            elif n == shape[2]:  # uniform: one draw has the values of several in turn
+            elif n == longest:  # uniform: one draw has the values of several in turn
                 torch.rand(row.shape, generator=rng, out=row)
             else:
-                row[:, :n] = torch.rand((shape[1], n, self._noise_dim), generator=rng)
+                row[:, :n] = torch.rand((parts, n, self._noise_dim), generator=rng)
         return noise.to(self.prototypes.device)
 
     def _bases(self) -> Tensor:
@@ -279,85 +308,83 @@ class Augmenter:
 
     def synthetic(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return e (clients, rows, D) for step A, its labels (clients, rows) and its base."""
-        e, base = self.g.evaluated(self._inputs[:, : self._parts].flatten(1, 2)), self._bases()
+        e, base = self.g.evaluated(self._inputs[0]), self._bases()
         if self._config.use_rtnet:
-            one_hot = self._one_hot[:, : self._parts].flatten(1, 2)
-            e = base + self.r.evaluated(torch.cat([e, one_hot], dim=2))
+            e = base + self.r.evaluated(torch.cat([e, self._one_hot], dim=2))
         if self._config.interpolate:
             e = torch.lerp(base, e, self._payload["rho"])
         return e, self._labels, base
 
-    def weights(self, share: Tensor, mu: float) -> Tensor:
-        """Return what real and synthetic rows count in the loss of step A, (clients, rows)."""
-        synthetic = self._share * (mu / self._parts)
-        return torch.cat([share - mu * self._share, *[synthetic] * self._parts], dim=1)
-
-    def step_generator(self, head: Head) -> None:
-        """Step B: right for the clients' heads, away from their features."""
-        c, share = self._config, self._share
-        inputs = self._inputs[:, self._parts]
-        out = self.g.trained(inputs, share[:, None], moves=self._moves)
-        right, delta = cross_entropies(classify(head, out), self._s, share)
-        if c.dist_g == "mmd":
-            apart, away = mmd_gradient(out, self.features, share)
-        else:
-            apart, away = _mean_squares(out, self._near, share)
-        delta = torch.bmm(delta.mT, head[0]).sub_(away, alpha=c.lam_g)
-        step = self.g.backward(delta, share[:, None])
-        if c.generator_clip is not None:
-            norms = torch.linalg.vector_norm(step, dim=1, keepdim=True)
-            step *= (c.generator_clip / (norms + 1e-6)).clamp(max=1.0)
-        self._descend("generator", self.g, step, c.generator_lr)
-        self._note(generator_loss=right, generator_distance=apart)
-
-    def step_rtnet(self, head: Head) -> None:
-        """Step C: near their bases, and hard for the clients' heads."""
-        c, k = self._config, self._parts
-        raw = self.g.evaluated(self._inputs[:, k + 1 :].flatten(1, 2))
-        inputs = torch.cat([raw, self._one_hot[:, k + 1 :].flatten(1, 2)], dim=2)
-        base, share = self._bases(), self._share.repeat_interleave(k, 0)
-        # Part by part: in training mode BatchNorm takes the statistics of one part.
-        e = base + self.r.trained(inputs, share[:, None], moves=self._moves)
-        weights = share.view(len(e), -1) / k
-        entropy, delta = entropies(classify(head, e), weights)
-        if c.dist_r == "mmd":
-            shape = *share.shape, e.shape[2]
-            distances, near = mmd_gradient(e.view(shape), base.view(shape), share)
-            apart, near = distances.view(-1, k).mean(1), near.view(e.shape).div_(k)
-        else:
-            apart, near = _mean_squares(e, base, weights)
-        delta = near.mul_(c.lam_r).sub_(torch.bmm(delta.mT, head[0]))
-        self._descend("rtnet", self.r, self.r.backward(delta, share[:, None]), c.rtnet_lr)
-        self._note(rtnet_entropy=entropy, rtnet_distance=apart)
+    @property
+    def weights(self) -> Tensor:
+        """What real and synthetic rows count in the loss of step A, (clients, rows)."""
+        return self._plan.weights
 
     def learn(self, features: Tensor, head: Head) -> None:
         """Make the steps B and C with the model after step A; `features` are those of the batch."""
         self.features = features
-        self.step_generator(head)
+        found = self.step_generator(head)
         if self._config.use_rtnet:
-            self.step_rtnet(head)
+            found += self.step_rtnet(head)
+        self._sums[:, : len(features)] += torch.stack(found)
+
+    def step_generator(self, head: Head) -> tuple[Tensor, ...]:
+        """Step B: right for the clients' heads, away from their features; return loss and distance.
+
+        Both are (clients,), and 0 for clients that sit the step out.
+        """
+        c, plan = self._config, self._plan
+        out = self.g.trained(self._inputs[1], plan.one)
+        right, delta = cross_entropies(classify(head, out), self._s, plan.share)
+        if c.dist_g == "mmd":
+            apart, away = plan.discrepancy.gradient(out, self.features)
+        else:
+            apart, away = _mean_squares(out, self._near, plan.share)
+        delta = torch.bmm(delta.mT, head[0]).sub_(away, alpha=c.lam_g)
+        step = self.g.backward(delta, plan.one)
+        if c.generator_clip is not None:
+            norms = torch.linalg.vector_norm(step, dim=1, keepdim=True)
+            step *= (c.generator_clip / (norms + 1e-6)).clamp(max=1.0)
+        self._descend("generator", self.g, step, c.generator_lr)
+        return right, apart
+
+    def step_rtnet(self, head: Head) -> tuple[Tensor, ...]:
+        """Step C: near their bases, and hard for the clients' heads; return entropy and distance.
+
+        Both are (clients,), and 0 for clients that sit the step out.
+        """
+        c, plan, base = self._config, self._plan, self._bases()
+        inputs = torch.cat([self.g.evaluated(self._inputs[2]), self._one_hot], dim=2)
+        # Part by part: in training mode BatchNorm takes the statistics of one part.
+        e = self.r.trained(inputs, plan.all).add_(base)
+        entropy, delta = entropies(classify(head, e), plan.rows)
+        if c.dist_r == "mmd":
+            shape = -1, self._s.shape[1], e.shape[2]
+            apart, near = plan.discrepancies.gradient(e.view(shape), base.view(shape))
+            apart, near = apart.view(-1, self._parts).mean(1), near.view(e.shape)
+            near *= c.lam_r / self._parts
+        else:
+            apart, near = _mean_squares(e, base, plan.rows)
+            near *= c.lam_r
+        step = self.r.backward(near.sub_(torch.bmm(delta.mT, head[0])), plan.all)
+        self._descend("rtnet", self.r, step, c.rtnet_lr)
+        return entropy, apart
 
     def _descend(self, name: str, net: Stack, step: Tensor, lr: float) -> None:
-        m = self._config.momentum
+        m, alive = self._config.momentum, self._plan.one.alive
         if m:
-            velocities = self._velocities.setdefault(name, step.new_zeros(step.shape))
+            velocities = self._velocities.setdefault(name, torch.zeros_like(step))
             velocity = velocities[: len(step)]
-            velocity.mul_(m if self._moves is None else 1 - (1 - m) * self._moves).add_(step)
-            step = velocity if self._moves is None else velocity * self._moves
+            velocity.mul_(m if alive is None else 1 - (1 - m) * alive).add_(step)
+            step = velocity if alive is None else velocity * alive
         net.descend(step, lr)
-
-    def _note(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            if name not in self._sums:
-                self._sums[name] = value.new_zeros(len(self._counts))
-            self._sums[name][: len(value)] += value
 
     def metrics(self) -> list[dict[str, float]]:
         """Return each client's means over its steps of the round."""
-        totals = {name: total.tolist() for name, total in self._sums.items()}
+        totals = zip(self._sums.T.tolist(), self._counts, strict=True)
         return [
-            {name: total[row] / count for name, total in totals.items()} if count else {}
-            for row, count in enumerate(self._counts)
+            {name: total / n for name, total in zip(self._names, row, strict=True)} if n else {}
+            for row, n in totals
         ]
 
     def generators(self) -> Rows:

@@ -68,6 +68,30 @@ class _Pass:
     outputs: Tensor
 
 
+class Padding:
+    """Which rows of the clients' batches are samples, as the training passes of a `Stack` need it.
+
+    `share` (clients, batch) is 1 / number of samples, and 0 for padding; a client without samples
+    keeps its statistics. With several `parts` the rows of a pass are as many batches, one after
+    another, each normalised by statistics of its own.
+    """
+
+    def __init__(self, share: Tensor, parts: int = 1) -> None:
+        self.parts = parts
+        self.shares = share.repeat_interleave(parts, 0)[:, None]
+        self.column = self.shares.mT.contiguous()
+        alive = (share > 0).any(1, keepdim=True)
+        self.alive = None if bool(alive.all()) else alive.to(share.dtype)
+        # Running statistics move part by part: rows of later parts count more.
+        moved = 1 - (1 - _MOMENTUM) ** parts
+        decay = [_MOMENTUM * (1 - _MOMENTUM) ** (parts - 1 - i) / moved for i in range(parts)]
+        number = (share > 0).sum(1, keepdim=True, dtype=share.dtype)
+        rows = share.new_tensor(decay)[:, None] * share[:, None]
+        self.means = rows.flatten(1)[:, None]
+        self.variances = self.means * (number / (number - 1).clamp_min(1))[:, None]
+        self.pace = moved if self.alive is None else moved * self.alive[:, None]
+
+
 class Stack:
     """Networks of several clients, each with parameters of its own.
 
@@ -122,25 +146,18 @@ class Stack:
                 x = x.relu_()
         return x
 
-    def trained(self, x: Tensor, share: Tensor, moves: Tensor | None = None) -> Tensor:
-        """Return the outputs in training mode; the running statistics move.
-
-        `share` (clients x parts, 1, rows of a part) is 1 / number of rows, and 0 for padding: the
-        rows of x may be several parts of equal length, one after another, each with statistics of
-        its own. `moves` (clients, 1) is 0 for clients whose running statistics stay, else 1.
-        """
+    def trained(self, x: Tensor, padding: Padding) -> Tensor:
+        """Return the outputs in training mode; the running statistics move."""
         self._tape, self._affine = [], []
-        number = (share > 0).sum(2, keepdim=True, dtype=share.dtype)
-        unbiased = number / (number - 1).clamp_min_(1)
-        weight = _MOMENTUM if moves is None else moves[:, None] * _MOMENTUM
         for i, layer in enumerate(self._layers):
-            z = torch.bmm(x, layer.weight.mT)  # BatchNorm takes the bias out again
-            rows = z.view(len(share), -1, z.shape[2])
-            mean = torch.bmm(share, rows)
+            z = torch.baddbmm(layer.bias, x, layer.weight.mT)
+            rows = z.view(*padding.column.shape[:2], -1)
+            mean = torch.bmm(padding.shares, rows)
+            layer.mean.lerp_(torch.bmm(padding.means, z), padding.pace)
             rows.sub_(mean)
-            variance = torch.bmm(share, rows.square())
-            _track(layer, mean, variance * unbiased, weight)
-            deviation = variance.add_(_EPS).rsqrt_()
+            squares = z.square()
+            layer.variance.lerp_(torch.bmm(padding.variances, squares), padding.pace)
+            deviation = torch.bmm(padding.shares, squares.view(rows.shape)).add_(_EPS).rsqrt_()
             rows.mul_(deviation)
             out = torch.addcmul(layer.shift, z, layer.scale)
             if i == 0 or self.positive:
@@ -149,13 +166,12 @@ class Stack:
             x = out
         return x
 
-    def backward(self, delta: Tensor, share: Tensor) -> Tensor:
+    def backward(self, delta: Tensor, padding: Padding) -> Tensor:
         """Return the gradients (clients, parameters) after a pass in training mode.
 
-        `share` is that pass's, `delta` (clients, rows, outputs) the gradient of its outputs, 0 in
+        `padding` is that pass's, `delta` (clients, rows, outputs) the gradient of its outputs, 0 in
         padding. A bias before a BatchNorm in training mode has none.
         """
-        clients = len(delta)
         pieces: list[Tensor] = []  # last to first
         for i in reversed(range(len(self._layers))):
             layer, tape = self._layers[i], self._tape[i]
@@ -163,13 +179,14 @@ class Stack:
                 delta = _aten.threshold_backward(delta, tape.outputs, 0)
             rows = delta.view(tape.normed.shape)
             shift, scale = rows.sum(1, keepdim=True), (rows * tape.normed).sum(1, keepdim=True)
-            slopes = [s.view(clients, -1, s.shape[2]).sum(1) for s in (shift, scale)]
-            rows = torch.addcmul(
-                rows, share.mT, torch.addcmul(shift, tape.normed, scale), value=-1
-            ).mul_(tape.deviation)
+            for slope in (shift, scale):
+                if padding.parts > 1:
+                    slope = slope.view(len(delta), padding.parts, -1).sum(1, keepdim=True)
+                pieces.append(slope[:, 0])
+            common = torch.addcmul(shift, tape.normed, scale)
+            rows = torch.addcmul(rows, padding.column, common, value=-1).mul_(tape.deviation)
             delta = rows.view(delta.shape).mul_(layer.scale)
-            weight = torch.bmm(delta.mT, tape.inputs).flatten(1)
-            pieces += [*slopes, torch.zeros_like(slopes[0]), weight]
+            pieces += [torch.zeros_like(pieces[-1]), torch.bmm(delta.mT, tape.inputs).flatten(1)]
             if i > 0:
                 delta = torch.bmm(delta, layer.weight)
         return torch.cat(pieces[::-1], dim=1)
@@ -182,14 +199,6 @@ class Stack:
     def rows(self) -> Rows:
         """Return the parameters and statistics of all clients, on the CPU."""
         return Rows(self.template, self.flat.cpu())
-
-
-def _track(layer: _Layer, mean: Tensor, variance: Tensor, weight: Tensor | float) -> None:
-    """Move the running statistics towards those of each part, as if one came after another."""
-    for part in mean.unflatten(0, (len(layer.mean), -1)).unbind(1):
-        layer.mean.lerp_(part + layer.bias, weight)
-    for part in variance.unflatten(0, (len(layer.mean), -1)).unbind(1):
-        layer.variance.lerp_(part, weight)
 
 
 def generator_network(dim: int, noise: int, num_classes: int) -> Conditional:

@@ -33,46 +33,56 @@ def mmd(a: Tensor, b: Tensor) -> Tensor:
     return value if a.dim() == 3 else value[0]
 
 
-def mmd_gradient(a: Tensor, b: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the discrepancies (p,) of pairs of batches, and their gradients by `a` (p, n, d).
+class Discrepancy:
+    """The discrepancy of pairs of batches, prepared for batches of the same sizes.
 
-    `a` and `b` are (p, n, d). `share` (p, n) tells rows from padding: 1 / number of rows and 0, the
-    same for both batches of a pair; padding has no gradient.
-    """
-    value, rows, slope = _kernels(a, b, share)
-    slope = slope[:, : a.shape[1]]
-    gradient = rows[:, : a.shape[1]] * slope.sum(2, keepdim=True)
-    return value, torch.baddbmm(gradient, slope, rows, beta=-1)
-
-
-def _kernels(a: Tensor, b: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return values (p,), rows x (p, 2n, d) less a common one, and weights W (p, 2n, 2n).
+    `share` (p, n) tells rows from padding: 1 / number of rows and 0, the same for both batches of a
+    pair.
 
     Written out, as autograd's record of some thirty small operations costs more than they do. With
     D_ij = |x_i - x_j|^2, c = (share, -share) and T_ij = sum_q K_q(D_ij) / (2^q s), the value is
-    sum_ij c_i c_j K(D_ij) and its gradient sum_j W_ij (x_j - x_i), W_ij = 4 c_i c_j T_ij.
+    sum_ij c_i c_j K(D_ij) and its gradient 4 sum_j c_i c_j T_ij (x_j - x_i).
     """
-    signs = torch.cat([share, -share], dim=1)
-    rows = torch.cat([a, b], dim=1)
-    # Differences from the common mean: squares of large numbers would lose what is between rows.
-    rows = rows - torch.bmm(signs.abs()[:, None] / 2, rows)
-    squares = rows.square().sum(2)
-    # -D, which rounding may leave above 0
-    negative = torch.baddbmm(squares[:, :, None], rows, rows.mT, beta=-1, alpha=2)
-    negative.sub_(squares[:, None, :]).clamp_max_(0)
-    # From the common mean, squared distances add up to 2 N times the squared norms of N rows.
-    number = 2 * (share > 0).sum(1, dtype=share.dtype)
-    spread = (squares * signs.abs()).sum(1) * number / (number - 1)
-    widest = spread.mul_(2 ** (KERNELS - 1) / 4).clamp_min_(_FLOOR)[:, None, None]
-    # The widest Gaussian; each narrower one is the square of the one before.
-    power = torch.exp_(negative.div_(widest))
-    kernel, slope = power.clone(), power.clone()
-    for q in range(1, KERNELS):
-        power = power.square_()
-        kernel.add_(power)
-        slope.add_(power, alpha=2**q)
-    value = (kernel.mul_(signs[:, None]).sum(2) * signs).sum(1)
-    return value, rows, slope.mul_(signs[:, None]).mul_(signs[:, :, None] * (4 / widest))
+
+    def __init__(self, share: Tensor) -> None:
+        signs = torch.cat([share, -share], dim=1)
+        self._signs = signs[:, :, None] * signs[:, None]
+        self._centre = signs.abs()[:, None] / 2
+        # From their centre, squared distances add up to 2 N times the squared norms of N rows: half
+        # the widest Gaussian's bandwidth, of half the squared norms.
+        number = 2 * (share > 0).sum(1, keepdim=True, dtype=share.dtype)
+        self._spread = signs.abs() * (2 ** (KERNELS - 1) / 4 * number / (number - 1))
+
+    def gradient(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values (p,) and their gradients by `a`, both (p, n, d); 0 in padding."""
+        value, rows, slope = self.kernels(a, b, a.shape[1])
+        gradient = rows[:, : a.shape[1]] * slope.sum(2, keepdim=True)
+        return value, torch.baddbmm(gradient, slope, rows, beta=-1)
+
+    def kernels(self, a: Tensor, b: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return values (p,), the rows x (p, 2n, d) less their centre and 4 c_i c_j T_ij.
+
+        The latter are (p, count, 2n), of the first rows i.
+        """
+        rows = torch.cat([a, b], dim=1)
+        # Differences from the common mean: squares of large numbers would lose what is between rows.
+        rows = rows - torch.bmm(self._centre, rows)
+        negative = torch.bmm(rows, rows.mT)
+        halves = negative.diagonal(dim1=1, dim2=2) / 2
+        # -D / 2, which rounding may leave above 0
+        negative.sub_(halves[:, :, None]).sub_(halves[:, None]).clamp_max_(0)
+        widest = (halves * self._spread).sum(1)[:, None, None].clamp_min_(_FLOOR)
+        # The widest Gaussian; each narrower one is the square of the one before.
+        power = torch.exp_(negative.div_(widest))
+        squared = power.square()
+        kernel, slope = power + squared, torch.add(power, squared, alpha=2)
+        for q in range(2, KERNELS):
+            squared = squared.square_()
+            kernel.add_(squared)
+            slope.add_(squared, alpha=2**q)
+        value = kernel.mul_(self._signs).sum((1, 2))
+        slope = torch.mul(slope[:, :count], self._signs[:, :count])
+        return value, rows, slope.mul_(2 / widest)
 
 
 class _Discrepancy(torch.autograd.Function):
@@ -80,7 +90,8 @@ class _Discrepancy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        value, rows, slope = _kernels(a, b, a.new_full(a.shape[:2], 1 / a.shape[1]))
+        share = a.new_full(a.shape[:2], 1 / a.shape[1])
+        value, rows, slope = Discrepancy(share).kernels(a, b, 2 * a.shape[1])
         ctx.save_for_backward(rows, slope)
         return value
 
