@@ -195,16 +195,20 @@ class _Plan:
     mean, `weights` (clients, real and synthetic rows) in the loss of step A.
     """
 
-    def __init__(self, share: Tensor, parts: int, mu: float) -> None:
-        real = share > 0
-        several = real.sum(1, keepdim=True) > 1
-        self.share = share * several  # a client with one sample sits the step out
-        self.rows = self.share.repeat(1, parts) / parts
+    def __init__(self, share: Tensor, lengths: Sequence[int], parts: int, mu: float) -> None:
+        taking = [n if n > 1 else 0 for n in lengths]  # one sample alone sits the step out
+        self.share = share
+        if 0 in taking:
+            self.share = share * share.new_tensor([float(n > 0) for n in taking])[:, None]
+        self.one, self.all = Padding(self.share, taking), Padding(self.share, taking, parts)
+        self.rows = self.all.shares.view(len(share), -1) / parts
         self.weights = torch.cat([share - mu * self.share, mu * self.rows], dim=1)
-        self.real = None if bool((real & several).all()) else (real & several)[:, :, None]
-        self.one, self.all = Padding(self.share), Padding(self.share, parts)
-        self.discrepancy = Discrepancy(self.share)
-        self.discrepancies = Discrepancy(self.share.repeat_interleave(parts, 0))
+        # None where there is no padding.
+        self.real = (self.share > 0)[:, :, None] if min(taking) < share.shape[1] else None
+        self.discrepancy = Discrepancy(self.share, taking)
+        self.discrepancies = Discrepancy(
+            self.all.shares[:, 0], [n for n in taking for _ in range(parts)]
+        )
 
 
 class Augmenter:
@@ -260,7 +264,8 @@ class Augmenter:
         if clients != len(self.prototypes):
             self._narrow(clients)
         if tuple(lengths) not in self._plans:
-            self._plans[tuple(lengths)] = _Plan(share, self._parts, self._payload["mu"])
+            plan = _Plan(share, lengths, self._parts, self._payload["mu"])
+            self._plans[tuple(lengths)] = plan
         self._plan = self._plans[tuple(lengths)]
         firsts = [step * n for step, n in zip(self._steps, lengths, strict=False)]
         s = balanced_labels(longest, firsts, len(self._eye)).to(y.device)

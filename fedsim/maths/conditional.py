@@ -71,25 +71,29 @@ class _Pass:
 class Padding:
     """Which rows of the clients' batches are samples, as the training passes of a `Stack` need it.
 
-    `share` (clients, batch) is 1 / number of samples, and 0 for padding; a client without samples
-    keeps its statistics. With several `parts` the rows of a pass are as many batches, one after
-    another, each normalised by statistics of its own.
+    `share` (clients, batch) is 1 / number of samples, and 0 for padding; `lengths` are the numbers
+    of samples. A client without any keeps its statistics. With several `parts` the rows of a pass
+    are as many batches, one after another, each normalised by statistics of its own.
     """
 
-    def __init__(self, share: Tensor, parts: int = 1) -> None:
+    def __init__(self, share: Tensor, lengths: Sequence[int], parts: int = 1) -> None:
         self.parts = parts
-        self.shares = share.repeat_interleave(parts, 0)[:, None]
-        self.column = self.shares.mT.contiguous()
-        alive = (share > 0).any(1, keepdim=True)
-        self.alive = None if bool(alive.all()) else alive.to(share.dtype)
         # Running statistics move part by part: rows of later parts count more.
-        moved = 1 - (1 - _MOMENTUM) ** parts
-        decay = [_MOMENTUM * (1 - _MOMENTUM) ** (parts - 1 - i) / moved for i in range(parts)]
-        number = (share > 0).sum(1, keepdim=True, dtype=share.dtype)
-        rows = share.new_tensor(decay)[:, None] * share[:, None]
-        self.means = rows.flatten(1)[:, None]
-        self.variances = self.means * (number / (number - 1).clamp_min(1))[:, None]
-        self.pace = moved if self.alive is None else moved * self.alive[:, None]
+        self.pace: float | Tensor = 1 - (1 - _MOMENTUM) ** parts
+        self.alive = None
+        if 0 in lengths:
+            self.alive = share.new_tensor([float(n > 0) for n in lengths])[:, None]
+            self.pace = self.pace * self.alive[:, None]
+        unbiased = share.new_tensor([n / max(1, n - 1) for n in lengths])[:, None, None]
+        self.means = share[:, None]
+        self.shares = self.means
+        if parts > 1:
+            self.shares = self.means.repeat(1, parts, 1).view(-1, 1, share.shape[1])
+            weights = [_MOMENTUM * (1 - _MOMENTUM) ** i for i in reversed(range(parts))]
+            decay = share.new_tensor(weights)[:, None] / sum(weights)
+            self.means = (self.means * decay).view(len(share), 1, -1)
+        self.column = self.shares.mT
+        self.variances = self.means * unbiased
 
 
 class Stack:

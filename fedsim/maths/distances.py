@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,22 +37,23 @@ def mmd(a: Tensor, b: Tensor) -> Tensor:
 class Discrepancy:
     """The discrepancy of pairs of batches, prepared for batches of the same sizes.
 
-    `share` (p, n) tells rows from padding: 1 / number of rows and 0, the same for both batches of a
-    pair.
+    `share` (p, n) tells rows from padding, the same for both batches of a pair: 1 / number of rows,
+    and 0. `lengths` are the p numbers of rows.
 
     Written out, as autograd's record of some thirty small operations costs more than they do. With
     D_ij = |x_i - x_j|^2, c = (share, -share) and T_ij = sum_q K_q(D_ij) / (2^q s), the value is
     sum_ij c_i c_j K(D_ij) and its gradient 4 sum_j c_i c_j T_ij (x_j - x_i).
     """
 
-    def __init__(self, share: Tensor) -> None:
+    def __init__(self, share: Tensor, lengths: Sequence[int]) -> None:
         signs = torch.cat([share, -share], dim=1)
         self._signs = signs[:, :, None] * signs[:, None]
-        self._centre = signs.abs()[:, None] / 2
+        both = torch.cat([share, share], dim=1)
+        self._centre = both[:, None] / 2
         # From their centre, squared distances add up to 2 N times the squared norms of N rows: half
         # the widest Gaussian's bandwidth, of half the squared norms.
-        number = 2 * (share > 0).sum(1, keepdim=True, dtype=share.dtype)
-        self._spread = signs.abs() * (2 ** (KERNELS - 1) / 4 * number / (number - 1))
+        factors = [2 ** (KERNELS - 1) / 4 * 2 * n / (2 * n - 1) for n in lengths]
+        self._spread = both * share.new_tensor(factors)[:, None]
 
     def gradient(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return the values (p,) and their gradients by `a`, both (p, n, d); 0 in padding."""
@@ -65,7 +67,7 @@ class Discrepancy:
         The latter are (p, count, 2n), of the first rows i.
         """
         rows = torch.cat([a, b], dim=1)
-        # Differences from the common mean: squares of large numbers would lose what is between rows.
+        # Less the common mean: squares of large numbers would lose what is between rows.
         rows = rows - torch.bmm(self._centre, rows)
         negative = torch.bmm(rows, rows.mT)
         halves = negative.diagonal(dim1=1, dim2=2) / 2
@@ -90,8 +92,9 @@ class _Discrepancy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        share = a.new_full(a.shape[:2], 1 / a.shape[1])
-        value, rows, slope = Discrepancy(share).kernels(a, b, 2 * a.shape[1])
+        pairs, n = a.shape[:2]
+        discrepancy = Discrepancy(a.new_full((pairs, n), 1 / n), [n] * pairs)
+        value, rows, slope = discrepancy.kernels(a, b, 2 * n)
         ctx.save_for_backward(rows, slope)
         return value
 
