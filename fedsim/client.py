@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedsim.params import FlatModel, Params
+from fedsim.params import FlatModel, Params, Rows
 
 if TYPE_CHECKING:
     from fedsim.data.views import ClientData, View
@@ -46,20 +46,37 @@ class Update:
 
 @dataclass
 class GroupUpdate:
-    """The updates of several clients that sent whole models, one row a client.
+    """The updates of several clients and the states they keep, in the order of the clients.
 
-    `flat` is (clients, size), each row a vector of the layout of `like`.
+    `tensors` is the tree of an `Update` with `Rows` in place of `Params`.
     """
 
-    like: Params
-    flat: Tensor
+    tensors: dict[str, Rows]
     weights: list[float]
     metrics: list[Metrics]
+    states: list[Any]
 
     def split(self) -> list[Update]:
         """Return one update a client."""
-        rows = zip(self.flat, self.weights, self.metrics, strict=True)
-        return [Update({"model": self.like.replace(f)}, w, m) for f, w, m in rows]
+        pieces = {key: rows.split() for key, rows in self.tensors.items()}
+        rows = enumerate(zip(self.weights, self.metrics, strict=True))
+        return [Update({key: p[i] for key, p in pieces.items()}, w, m) for i, (w, m) in rows]
+
+    def take(self, order: list[int]) -> GroupUpdate:
+        """Return the same of the clients in another order."""
+        if order == list(range(len(order))):
+            return self
+        return GroupUpdate(
+            {key: rows.take(order) for key, rows in self.tensors.items()},
+            [self.weights[i] for i in order],
+            [self.metrics[i] for i in order],
+            [self.states[i] for i in order],
+        )
+
+    def norms(self) -> Tensor:
+        """Return the norm of each client's tensors (clients,); NaN or infinite if an element is."""
+        norms = [torch.linalg.vector_norm(rows.flat, dim=1) for rows in self.tensors.values()]
+        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
 @dataclass(slots=True)
@@ -136,7 +153,7 @@ class Client:
         return 1
 
     def train_group(self, tasks: Sequence[Task]) -> GroupUpdate:
-        """Train several stateless clients of one block together; one row a task, in order.
+        """Train several clients of one block together; one row a task, in order.
 
         Must equal `train` on each within the tolerance that the method's docstring states.
         """

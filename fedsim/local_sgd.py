@@ -15,16 +15,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsim.client import Client, ClientContext, GroupUpdate, Task, Tree, Update
-from fedsim.data.partition import Modality
 from fedsim.data.views import ClientData, View
 from fedsim.errors import InputError, check
+from fedsim.groups import Batch, GroupFit, Orders
 from fedsim.maths import losses
-from fedsim.params import Params
+from fedsim.params import Params, Rows
 
 GROUP_BYTES = 12 * 2**20
 """Memory for the gradients of the clients that are trained at once; fits the caches of a core."""
@@ -73,7 +72,9 @@ class LocalSGD(Client):
     Models with a `batched_gradients` method train up to `GROUP_CLIENTS` clients in one kernel.
     Its gradients equal the loop's to 1e-5 of the largest; so do the weights it ends with, but where
     a rounding error decides the maximum in a pool or the sign before a ReLU (seen: one client in
-    twenty, 1e-3 of the largest weight). That path serves only where no hook is overridden.
+    twenty, 1e-3 of the largest weight). A subclass that overrides a hook trains in groups only if
+    it also says how: a class that defines one of `GROUP_HOOKS` answers for all hooks in it and in
+    its bases.
     """
 
     @dataclass(frozen=True)
@@ -114,6 +115,10 @@ class LocalSGD(Client):
         "train", "start", "extra", "fit", "loss", "criterion", "gradient", "after_step",
         "trainable", "update", "keep",
     )  # fmt: skip
+    GROUP_HOOKS: ClassVar[tuple[str, ...]] = (
+        "train_group", "start_group", "group_gradients", "after_group_step", "group_update",
+    )  # fmt: skip
+    batched: ClassVar[tuple[str, ...]] = ("batched_gradients",)  # what a group needs of a model
 
     def start(self, payload: Tree, state: Any, ctx: ClientContext) -> None:
         """Put into the resident model what training starts from: the payload's model."""
@@ -230,6 +235,16 @@ class LocalSGD(Client):
             grads = fit.buffers
         torch._foreach_add_(fit.parameters, grads, alpha=-fit.lr)
 
+    def _changed(self) -> list[str]:
+        """Return the hooks overridden below the class that says how groups train."""
+        lineage = type(self).__mro__
+
+        def owner(name: str) -> int:
+            return next(i for i, cls in enumerate(lineage) if name in vars(cls))
+
+        answering = min(owner(name) for name in self.GROUP_HOOKS)
+        return [name for name in self.HOOKS if owner(name) < answering]
+
     def group_size(self, module: nn.Module) -> int:
         """Return how many clients of this model are trained together, 1 if that is not possible.
 
@@ -237,11 +252,11 @@ class LocalSGD(Client):
             InputError: `vectorise` is true and they can not.
         """
         wanted = self.config.vectorise
-        changed = [h for h in self.HOOKS if getattr(type(self), h) is not getattr(LocalSGD, h)]
-        plain = not changed and not self.stateful and self.config.loss == "cross-entropy"
-        able = hasattr(module, "batched_gradients") and plain
+        changed = self._changed()
+        lacking = [name for name in self.batched if not hasattr(module, name)]
+        able = not lacking and not changed and self.config.loss == "cross-entropy"
         if wanted is True and not able:
-            why = f"the model {type(module).__name__} has no batched_gradients"
+            why = f"the model {type(module).__name__} has no {', '.join(lacking)}"
             if changed:
                 why = f"{type(self).__name__} overrides {changed}"
             elif self.config.loss != "cross-entropy":
@@ -249,30 +264,36 @@ class LocalSGD(Client):
             raise InputError(f"client.vectorise must be false or 'auto' here, got true: {why}")
         if not able or wanted is False:
             return 1
-        model_bytes = sum(4 * parameter.numel() for parameter in module.parameters())
         batch_bytes = self.config.batch_size * int(getattr(module, "sample_bytes", 1))
-        sizes = GROUP_BYTES // model_bytes, GROUP_SAMPLE_BYTES // batch_bytes
+        sizes = GROUP_BYTES // self.group_bytes(module), GROUP_SAMPLE_BYTES // batch_bytes
         return max(1, min(GROUP_CLIENTS, *sizes))
+
+    def group_bytes(self, module: nn.Module) -> int:
+        """Return the bytes of all parameters that one client trains."""
+        return sum(4 * parameter.numel() for parameter in module.parameters())
 
     def train_group(self, tasks: Sequence[Task]) -> GroupUpdate:
         config, ctx = self.config, tasks[0].ctx
         start: Params = tasks[0].payload["model"]
-        orders = _Orders(tasks, config.batch_size, config.epochs, config.steps)
-        gradients: Any = ctx.model.module.batched_gradients
+        if start.layout != ctx.model.layout:
+            raise ValueError("clients train in a group only where the payload has the whole model")
+        orders = Orders(tasks, config.batch_size, config.epochs, config.steps)
         lr = config.lr * config.lr_decay ** (ctx.round - 1)
         flat = start.flat.to(ctx.device).expand(len(tasks), -1)  # all start from one point
+        fit = GroupFit(ctx, [tasks[i] for i in orders.task_of], start, flat, lr)
+        self.start_group(fit)
         losses = torch.zeros(len(tasks), device=ctx.device)
         velocity = torch.zeros(0)
         for step in range(orders.num_steps[0]):
-            x, y, share, sizes = orders.batch(step, ctx.device)
-            active = len(y)
-            loss, grads = gradients(flat[:active], x, y, share)
-            losses[:active] += loss * sizes
+            batch = orders.batch(step, ctx.device)
+            active = len(batch.y)
+            loss, grads = self.group_gradients(fit, batch)
+            losses[:active] += loss * batch.sizes
             if config.clip_norm is not None:
                 norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
                 grads *= (config.clip_norm / (norms + 1e-6)).clamp(max=1.0)
             if config.weight_decay:
-                grads += config.weight_decay * flat[:active]
+                grads += config.weight_decay * fit.flat[:active]
             if config.momentum:
                 if step == 0:
                     velocity = grads
@@ -280,87 +301,36 @@ class LocalSGD(Client):
                     velocity[:active].mul_(config.momentum).add_(grads)
                 grads = velocity[:active]
             if step > 0:
-                flat[:active].add_(grads, alpha=-lr)
+                fit.flat[:active].add_(grads, alpha=-lr)
             elif config.momentum:
-                flat = torch.add(flat, grads, alpha=-lr)
+                fit.flat = torch.add(flat, grads, alpha=-lr)
             else:
                 # In place: new memory of this size costs more than the step itself.
-                flat = torch.add(flat, grads, alpha=-lr, out=grads)
-        seen = losses.tolist()
-        metrics = [{"train_loss": seen[row] / orders.num_seen[row]} for row in orders.row_of]
-        weights = [float(orders.sizes[row]) for row in orders.row_of]
-        if orders.row_of != sorted(orders.row_of):
-            flat = flat[orders.row_of]
-        return GroupUpdate(start, flat.cpu(), weights, metrics)
+                fit.flat = torch.add(flat, grads, alpha=-lr, out=grads)
+            self.after_group_step(fit, batch)
+        seen = zip(losses.tolist(), orders.num_seen, strict=True)
+        metrics = [{"train_loss": loss / samples} for loss, samples in seen]
+        return self.group_update(fit, metrics).take(orders.row_of)
 
+    def start_group(self, fit: GroupFit) -> None:
+        """Prepare what the other hooks for groups need."""
 
-class _Orders:
-    """Which samples several clients train on in each step, in the order the loop would take them.
+    def group_gradients(self, fit: GroupFit, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the losses of the clients at work and their gradients (clients, size).
 
-    Rows are the clients, most steps first, so that those still at work are always the first rows;
-    `row_of` gives the row of each task. `sizes`, `num_steps` and `num_seen` (training samples,
-    steps, samples over all steps) are lists over rows.
-    """
-
-    def __init__(
-        self, tasks: Sequence[Task], batch_size: int, epochs: int, steps: int | None
-    ) -> None:
-        self._view = tasks[0].data.train
-        counts = [task.data.num_train for task in tasks]
-        for task, count in zip(tasks, counts, strict=True):
-            if count == 0:
-                raise ValueError(f"client {task.ctx.client_id} has no training samples")
-        totals = [steps or epochs * -(-n // batch_size) for n in counts]
-        ranked = sorted(range(len(tasks)), key=lambda i: (-totals[i], i))
-        self.row_of = [0] * len(tasks)
-        for row, i in enumerate(ranked):
-            self.row_of[i] = row
-        self.sizes = [counts[i] for i in ranked]
-        self.num_steps = [totals[i] for i in ranked]
-        self.num_seen = [0] * len(tasks)
-        table = np.full((len(tasks), self.num_steps[0] * batch_size), -1)
-        for row, i in enumerate(ranked):
-            data, generator, n = tasks[i].data, tasks[i].rng, counts[i]
-            for step in range(0, totals[i], -(-n // batch_size)):  # the first one of each epoch
-                order = torch.randperm(n, generator=generator).numpy()
-                begin, size = step * batch_size, min(n, (totals[i] - step) * batch_size)
-                table[row, begin : begin + size] = data.train_rows[order[:size]]
-                self.num_seen[row] += size
-        steps_first = table.reshape(len(tasks), -1, batch_size).transpose(1, 0, 2).copy()
-        some = steps_first >= 0
-        lengths = some.sum(2, dtype=np.float32)
-        self._lengths = lengths
-        self._share = some / np.maximum(lengths, 1)[:, :, None]
-        self._table = np.where(some, steps_first, steps_first[:, :, :1])
-        self._active = (lengths > 0).sum(1).tolist()
-        self._longest = lengths.max(1).astype(int).tolist()
-        # What one of them may not read fails for the group; each is then trained alone.
-        self._labelled = all(task.data.labelled for task in tasks)
-        texts_only = any(task.data.modality == "text" for task in tasks)
-        self._modality: Modality = "text" if texts_only else "all"
-
-    def batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the inputs of the clients at work in this step, (clients, batch, C, H, W).
-
-        Further labels and shares in the loss, (clients, batch), and batch sizes, (clients,). Short
-        batches are padded with samples of no share.
+        Both tensors may be changed afterwards.
         """
-        shape = active, longest = self._active[step], self._longest[step]
-        index = self._table[step, :active, :longest]
-        share = torch.from_numpy(np.ascontiguousarray(self._share[step, :active, :longest]))
-        sizes = torch.from_numpy(self._lengths[step, :active])
-        view = View(
-            self._view.split,
-            index.ravel(),
-            self._view.card,
-            device,
-            labelled=self._labelled,
-            modality=self._modality,
+        module: Any = fit.ctx.model.module
+        found: tuple[Tensor, Tensor] = module.batched_gradients(
+            fit.flat[: len(batch.y)], batch.x, batch.y, batch.share
         )
-        x = view.inputs()
-        return (
-            x.reshape(*shape, *x.shape[1:]),
-            view.labels().view(shape),
-            share.to(device),
-            sizes.to(device),
-        )
+        return found
+
+    def after_group_step(self, fit: GroupFit, batch: Batch) -> None:
+        """Act on the models of the clients at work after each step."""
+
+    def group_update(self, fit: GroupFit, metrics: list[dict[str, float]]) -> GroupUpdate:
+        """Return what the clients send, whole models by default, and the states they keep."""
+        weights = [float(task.data.num_train) for task in fit.tasks]
+        states = [task.state for task in fit.tasks]
+        return GroupUpdate({"model": Rows(fit.start, fit.flat.cpu())}, weights, metrics, states)

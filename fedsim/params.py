@@ -198,6 +198,31 @@ class Params(Mapping[str, Tensor]):
         return self.flat.numel() * self.flat.element_size() + integers
 
 
+@dataclass
+class Rows:
+    """The `Params` of several clients: `flat` (clients, size), each row a vector like `like`'s.
+
+    Integer buffers are those of `like`.
+    """
+
+    like: Params
+    flat: Tensor
+
+    def split(self) -> list[Params]:
+        """Return each client's, over the same memory."""
+        return [self.like.replace(row) for row in self.flat]
+
+    def only(self, keep: Callable[[str], bool]) -> Rows:
+        """Return independent rows of the tensors whose name passes `keep`."""
+        _, runs = self.like.layout.only(keep)
+        pieces = [self.flat[:, run] for run in runs] or [self.flat[:, :0]]
+        return Rows(self.like.only(keep), torch.cat(pieces, dim=1))
+
+    def take(self, order: list[int]) -> Rows:
+        """Return the rows in another order."""
+        return Rows(self.like, self.flat[order])
+
+
 def zeros_like(params: Params) -> Params:
     """Return Params of zeros with the same layout."""
     return params.replace(torch.zeros_like(params.flat))

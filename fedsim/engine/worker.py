@@ -233,24 +233,35 @@ class Worker:
                 self.seed_globals(block, group[0].client)
                 tasks = [self._task(block, part, payload) for part in group]
                 update = self.client.train_group(tasks)
+                states = [
+                    self._encoded(part, state)
+                    for part, state in zip(group, update.states, strict=True)
+                ]
         except (Exception, ClientTimeout):
             return False
-        norms = torch.linalg.vector_norm(update.flat, dim=1) + self._norm_of(payload)
+        norms = update.norms() + self._norm_of(payload)
+        if self.client.sends - set(update.tensors):
+            return False
         if not bool((norms <= self.experiment.screening.max_norm).all()):
             return False
         seconds = (time.perf_counter() - started) / len(group)
-        size = update.like.num_bytes()
+        size = sum(rows.like.num_bytes() for rows in update.tensors.values())
         if block.reduce:
-            result.sums.add_rows(update.like, update.flat, update.weights)
+            result.sums.add_rows(update.tensors, update.weights)
             trained: list[Tree | None] = [None] * len(group)
         else:
             trained = [one.tensors for one in update.split()]
-        rows = zip(group, update.weights, update.metrics, trained, strict=True)
+        rows = zip(group, update.weights, update.metrics, trained, states, strict=True)
         result.reports += [
-            Report(part.client, weight, metrics, seconds, size, update=tensors)
-            for part, weight, metrics, tensors in rows
+            Report(part.client, weight, metrics, seconds, size, update=tensors, state=state)
+            for part, weight, metrics, tensors, state in rows
         ]
         return True
+
+    def _encoded(self, part: Assignment, state: Any) -> bytes | None:
+        if not self.client.stateful:
+            return None
+        return to_bytes(state, f"state of client {part.client}")
 
     def _report(self, part: Assignment, state: Any, update: Update) -> Report:
         if not isinstance(update, Update):
@@ -261,9 +272,7 @@ class Worker:
             metrics=_numbers(update.metrics),
             bytes_up=trees.num_bytes(update.tensors),
             update=update.tensors,
-            state=to_bytes(state, f"state of client {part.client}")
-            if self.client.stateful
-            else None,
+            state=self._encoded(part, state),
         )
 
     def _evaluate(self, block: Block, part: Assignment, payload: Tree) -> Report:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.params import Layout, Params
+from fedsim.params import Layout, Params, Rows
 
 Tree = dict[str, Any]
 
@@ -167,16 +167,17 @@ class WeightedMean:
         _accumulate(self._sum, tree, float(weight))
         self.weight += float(weight)
 
-    def add_rows(self, like: Params, rows: Tensor, weights: list[float]) -> None:
-        """Add ``{"model": row}`` for each of `rows` (clients, size), vectors like `like`'s.
+    def add_rows(self, tree: Mapping[str, Rows], weights: list[float]) -> None:
+        """Add the trees of several clients, whose `Params` are one row each of `tree`'s.
 
         Inside the rows the sum is taken in fp32, one matrix product over at most a few dozen
         terms, which is twice as fast as fp64; across calls it is in fp64 as everywhere.
         """
         if self._sum is None:
-            self._sum = _zeros({"model": like})
-        share = torch.tensor(weights, dtype=rows.dtype)
-        self._sum["model"].flat.add_(torch.mv(rows.T, share))
+            self._sum = _zeros({key: rows.like for key, rows in tree.items()})
+        for key, rows in tree.items():
+            share = torch.tensor(weights, dtype=rows.flat.dtype)
+            self._sum[key].flat.add_(torch.mv(rows.flat.T, share))
         self.weight += sum(weights)
 
     def merge(self, other: WeightedMean) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.batched import Batched
 from fedsim.errors import check
 from fedsim.models import BodyHead, check_images, num_features
 
@@ -30,8 +30,23 @@ class _Convolution:
     biases: slice
 
 
-class _Batchable(BodyHead):
-    """The network without dropout: several clients are the groups of one grouped convolution."""
+@dataclass
+class _Tape:
+    """What the backward pass needs: inputs and outputs of the layers, first to last."""
+
+    maps: list[Tensor]
+    kernels: list[Tensor]
+    raw: list[Tensor]  # before pooling and ReLU
+    places: list[Tensor | None]  # of the maxima
+    inputs: Tensor  # of the hidden layer
+    features: Tensor
+
+
+class _Batchable(Batched):
+    """The network without dropout: several clients are the groups of one grouped convolution.
+
+    The backward pass is written out: autograd would cost a tenth of the time.
+    """
 
     def __init__(
         self,
@@ -42,35 +57,20 @@ class _Batchable(BodyHead):
         widths: tuple[int, int, int],
         sample_bytes: int,
     ) -> None:
-        super().__init__(body, widths[1], widths[2])
-        self.sample_bytes = sample_bytes
+        super().__init__(body, widths[1], widths[2], sample_bytes)
         self._kernel, self._padding = kernel, padding
-        self._convolutions, self._linears = [], []
+        self._convolutions = []
         begin = 0
         for inputs, outputs, pooled in convolutions:
             weights = slice(begin, begin + outputs * inputs * kernel**2)
             biases = slice(weights.stop, begin := weights.stop + outputs)
             self._convolutions.append(_Convolution(inputs, outputs, pooled, weights, biases))
-        for inputs, outputs in pairwise(widths):
-            weights = slice(begin, begin + outputs * inputs)
-            biases = slice(weights.stop, begin := weights.stop + outputs)
-            self._linears.append((inputs, outputs, weights, biases))
+        weights = slice(begin, begin + widths[1] * widths[0])
+        self._linear_shape = widths[1], widths[0]
+        self._weights, self._biases = weights, slice(weights.stop, weights.stop + widths[1])
 
-    @torch.no_grad()
-    def batched_gradients(
-        self, flat: Tensor, x: Tensor, y: Tensor, share: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return losses and gradients of several clients, each at parameters of its own.
-
-        `flat` is (clients, size), each row laid out as the model's flat vector; `x` is (clients,
-        batch, C, H, W), `y` int64 (clients, batch). `share` (clients, batch) weighs the samples in
-        a client's loss: 1 / batch size, and 0 for padding. Returns the losses (clients,) and the
-        gradients (clients, size) of the cross-entropies.
-
-        The backward pass is written out: autograd would cost a tenth of the time.
-        """
-        clients, batch = y.shape
-        gradient = torch.empty_like(flat, memory_format=torch.contiguous_format)
+    def batched_features(self, flat: Tensor, x: Tensor) -> tuple[Tensor, _Tape]:
+        clients = len(flat)
         maps = [_side_by_side(x)]
         kernels, raw, places = [], [], []
         for layer in self._convolutions:
@@ -85,60 +85,41 @@ class _Batchable(BodyHead):
             places.append(place)
             maps.append(z.relu_())
         # From here clients are the batches of a matrix product, (clients, batch, features).
-        shape = maps[-1].unflatten(1, (clients, -1)).shape
-        first, second = self._linears
-        features = maps[-1].unflatten(1, (clients, -1)).transpose(0, 1).flatten(2)
-        hidden = _linear(first, flat, features).relu_()
-        log_probabilities = F.log_softmax(_linear(second, flat, hidden), dim=2)
-        picked = log_probabilities.gather(2, y.unsqueeze(2)).squeeze(2)
-        losses = -(picked * share).sum(1)
-        delta = log_probabilities.exp_()
-        delta.scatter_add_(2, y.unsqueeze(2), delta.new_full((), -1.0).expand(clients, batch, 1))
-        delta *= share.unsqueeze(2)
-        delta = _linear_backward(second, flat, hidden, delta, gradient)
-        delta = _aten.threshold_backward(delta, hidden, 0)
-        delta = _linear_backward(first, flat, features, delta, gradient)
+        inputs = maps[-1].unflatten(1, (clients, -1)).transpose(0, 1).flatten(2)
+        biases = flat[:, self._biases].unsqueeze(1)
+        features = torch.baddbmm(biases, inputs, self._matrix(flat).mT).relu_()
+        return features, _Tape(maps, kernels, raw, places, inputs, features)
+
+    def batched_backward(self, flat: Tensor, tape: _Tape, delta: Tensor, gradient: Tensor) -> None:
+        clients = len(flat)
+        delta = _aten.threshold_backward(delta, tape.features, 0)
+        torch.bmm(delta.mT, tape.inputs, out=self._matrix(gradient))
+        torch.sum(delta, 1, out=gradient[:, self._biases])
+        delta = torch.bmm(delta, self._matrix(flat))
+        shape = tape.maps[-1].unflatten(1, (clients, -1)).shape
         delta = _side_by_side(delta.unflatten(2, shape[2:]))
         for i in reversed(range(len(self._convolutions))):
-            layer, place = self._convolutions[i], places[i]
-            delta = _aten.threshold_backward(delta, maps[i + 1], 0)
+            layer, place = self._convolutions[i], tape.places[i]
+            delta = _aten.threshold_backward(delta, tape.maps[i + 1], 0)
             if place is not None:
                 delta = _aten.max_pool2d_with_indices_backward(
-                    delta, raw[i], [2, 2], [2, 2], [0, 0], [1, 1], False, place
+                    delta, tape.raw[i], [2, 2], [2, 2], [0, 0], [1, 1], False, place
                 )
             padding = [self._padding, self._padding]
             delta, weights, biases = _aten.convolution_backward(
-                delta, maps[i], kernels[i], [clients * layer.outputs], [1, 1], padding, [1, 1],
-                False, [0, 0], clients, [i > 0, True, True],
+                delta, tape.maps[i], tape.kernels[i], [clients * layer.outputs], [1, 1], padding,
+                [1, 1], False, [0, 0], clients, [i > 0, True, True],
             )  # fmt: skip
             gradient[:, layer.weights] = weights.permute(0, 2, 3, 1).reshape(clients, -1)
             gradient[:, layer.biases] = biases.view(clients, -1)
-        return losses, gradient
+
+    def _matrix(self, flat: Tensor) -> Tensor:
+        return flat[:, self._weights].unflatten(1, self._linear_shape)
 
     def _kernel_of(self, layer: _Convolution, flat: Tensor) -> Tensor:
         side = self._kernel
         kernel = flat[:, layer.weights].reshape(-1, side, side, layer.inputs)
         return kernel.permute(0, 3, 1, 2)
-
-
-_Linear = tuple[int, int, slice, slice]
-"""Inputs, outputs, and where weights and biases lie in a client's flat vector."""
-
-
-def _linear(layer: _Linear, flat: Tensor, x: Tensor) -> Tensor:
-    inputs, outputs, weights, biases = layer
-    matrix = flat[:, weights].unflatten(1, (outputs, inputs))
-    return torch.baddbmm(flat[:, biases].unsqueeze(1), x, matrix.mT)
-
-
-def _linear_backward(
-    layer: _Linear, flat: Tensor, x: Tensor, delta: Tensor, gradient: Tensor
-) -> Tensor:
-    """Write the layer's part of `gradient`; return the derivative by its input `x`."""
-    inputs, outputs, weights, biases = layer
-    torch.bmm(delta.mT, x, out=gradient[:, weights].unflatten(1, (outputs, inputs)))
-    torch.sum(delta, 1, out=gradient[:, biases])
-    return torch.bmm(delta, flat[:, weights].unflatten(1, (outputs, inputs)))
 
 
 def _side_by_side(x: Tensor) -> Tensor:

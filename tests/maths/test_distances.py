@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedsim.maths.distances import KERNELS, mmd
+from fedsim.maths.distances import KERNELS, Discrepancy, mmd
 
 
 def batches(shift: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,3 +88,21 @@ def test_invariances_and_bounds() -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="one shape"):
         mmd(torch.ones(3, 2), torch.ones(4, 2))
+
+
+def test_padding_does_not_count() -> None:
+    """Values and gradients of padded batches are those of the rows that are there."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(2, 3, 6, 4, generator=generator)
+    sizes = [6, 4, 2]
+    share = torch.zeros(3, 6)
+    for i, n in enumerate(sizes):
+        share[i, :n] = 1 / n
+    values, gradients = Discrepancy(share, sizes).gradient(a, b)
+    for i, n in enumerate(sizes):
+        x = a[i, :n].clone().requires_grad_()
+        value = mmd(x, b[i, :n])
+        (expected,) = torch.autograd.grad(value, x)
+        torch.testing.assert_close(values[i], value.detach())
+        torch.testing.assert_close(gradients[i, :n], expected)
+        assert not bool(gradients[i, n:].any())

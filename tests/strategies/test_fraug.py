@@ -14,9 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fedsim
-from clients.fraug import Augmenter, balanced_labels, mean_entropy, move_prototypes
 from fedsim.errors import InputError
 from fedsim.local_sgd import Fit
+from fedsim.maths.augmenter import Augmenter, balanced_labels, entropies, move_prototypes
+from fedsim.maths.conditional import (
+    Conditional,
+    generator_network,
+    transformation_network,
+)
 from fedsim.maths.distances import mmd
 from fedsim.params import Params
 from strategies.fraug import FRAug
@@ -54,13 +59,39 @@ class Scene:
         self.client = self.player.client
         self.module: Any = self.context.model.module
         self.client.start(self.payload, {}, self.context)
-        self.augmenter = Augmenter(self.client.config, self.payload, {}, self.context)
+        self.augmenter = self.fresh({})
         names, parameters = self.context.model.parameter_names, self.context.model.parameters
         state = {"augmenter": self.augmenter}
         view = self.player.data().train
         self.fit = Fit(self.context, self.payload, state, names, [*parameters], 0.1, view)
         self.x, self.y = next(iter(view.batches(24, self.player.rng(), 1)))
         self.module.train()
+
+    def fresh(self, state: dict[str, Any]) -> Augmenter:
+        return Augmenter(self.client.config, self.payload, [state], [self.context])
+
+    def begin(self) -> None:
+        """Take in the batch with the features that the model makes of it now."""
+        v = self.module.body(self.x).detach()[None]
+        share = torch.full((1, len(self.y)), 1 / len(self.y))
+        self.augmenter.begin(v, self.y[None], share, [len(self.y)])
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        return self.module.head.weight.detach()[None], self.module.head.bias.detach()[None, :, None]
+
+    def networks(self) -> tuple[Conditional, Conditional]:
+        """Return independent modules that are the generator and RTNet as they are now."""
+        dim, classes = self.module.head.weight.shape[1], 10
+        made = []
+        for build, stack in (
+            (generator_network, self.augmenter.g),
+            (transformation_network, self.augmenter.r),
+        ):
+            network = build(dim, dim // 2, classes)
+            (params,) = stack.rows().split()
+            network.load_state_dict({name: params[name].clone() for name in params})
+            made.append(network)
+        return made[0], made[1]
 
     def loss(self) -> Tensor:
         return self.client.loss(self.fit, self.x, self.y)
@@ -75,11 +106,19 @@ class Scene:
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return copies of all tensors of model, generator and RTNet, and of the prototypes."""
-        parts = {"model": self.module, "g": self.augmenter.g, "r": self.augmenter.r}
+        g, r = self.networks()
+        parts = {"model": self.module, "g": g, "r": r}
         tensors = {
             f"{p}.{n}": t.clone() for p, m in parts.items() for n, t in m.state_dict().items()
         }
         return tensors | {"prototypes": self.augmenter.prototypes.clone()}
+
+
+def assert_state(found: torch.nn.Module, expected: torch.nn.Module) -> None:
+    """Assert that two networks are equal but for counters of batches, which FRAug leaves alone."""
+    for name, tensor in expected.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
@@ -171,9 +210,12 @@ def test_the_generators_batch_norm_can_stay(tmp_path: Path) -> None:
     )
     assert set(update.tensors["generator"]) == set(scene.payload["generator"])
     assert norm < set(state["generator"])
-    again = Augmenter(scene.client.config, scene.payload, state, scene.context)
-    assert again.g.first_norm.running_mean.equal(state["generator"]["first_norm.running_mean"])
-    assert again.g.first.weight.detach().equal(scene.payload["generator"]["first.weight"])
+    scene.augmenter = scene.fresh(state)
+    again, _ = scene.networks()
+    mean = again.first_norm.running_mean
+    assert mean is not None
+    assert mean.equal(state["generator"]["first_norm.running_mean"])
+    assert again.first.weight.detach().equal(scene.payload["generator"]["first.weight"])
 
 
 # Step A
@@ -206,20 +248,15 @@ def test_step_a_leaves_generator_and_rtnet_alone() -> None:
         *(f"model.body.1.{s}" for s in STATISTICS),  # the model is in training mode
         "prototypes",
     }
-    assert all(
-        p.grad is None for net in (scene.augmenter.g, scene.augmenter.r) for p in net.parameters()
-    )
 
 
 def test_the_loss_mixes_both_parts() -> None:
     scene = Scene()
     scene.payload["mu"] = 0.3
     found = scene.loss()
-    # The same noise again: the stream from its start, and the prototypes as they are by now.
-    scene.augmenter._rng = Augmenter(scene.client.config, scene.payload, {}, scene.context)._rng
-    (e_p, e_r), (s, y), (base_p, base_r) = (t.split(24) for t in scene.augmenter.synthetic())
+    (e_p, e_r), (s, y), (base_p, base_r) = (t[0].split(24) for t in scene.augmenter.synthetic())
     v = scene.module.body(scene.x)
-    assert base_p.equal(scene.augmenter.prototypes[s])
+    assert base_p.equal(scene.augmenter.prototypes[0][s])
     torch.testing.assert_close(base_r, v.detach())
     assert s.tolist() == [i % 10 for i in range(24)]
     assert y.equal(scene.y)
@@ -232,33 +269,37 @@ def test_the_loss_mixes_both_parts() -> None:
 def test_prototypes_by_hand() -> None:
     """k moves from zero towards a constant: (1 - 0.7^k) a; an absent class stays."""
     a, other = torch.tensor([2.0, -1.0, 4.0]), torch.tensor([0.0, 8.0, 0.0])
-    prototypes = torch.zeros(4, 3)
-    prototypes[3] = 7.0
+    prototypes = torch.zeros(1, 4, 3)
+    prototypes[0, 3] = 7.0
+    padding = torch.tensor([9.0, 9.0, 9.0])
+    members = F.one_hot(torch.tensor([[1, 1, 2, 0]]), 4).float()
+    members[0, 3] = 0.0
     for k in range(1, 11):
-        move_prototypes(prototypes, torch.stack([a, a, other]), torch.tensor([1, 1, 2]), 0.3)
-        torch.testing.assert_close(prototypes[1], (1 - 0.7**k) * a)
-        torch.testing.assert_close(prototypes[2], (1 - 0.7**k) * other)
-    assert prototypes[0].tolist() == [0.0] * 3
-    assert prototypes[3].tolist() == [7.0] * 3
-    halves = torch.zeros(2, 1)
-    move_prototypes(halves, torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]), 1.0)
-    assert halves.tolist() == [[2.0], [0.0]]  # the mean of the batch's features
+        move_prototypes(prototypes, torch.stack([a, a, other, padding])[None], members, 0.3)
+        torch.testing.assert_close(prototypes[0, 1], (1 - 0.7**k) * a)
+        torch.testing.assert_close(prototypes[0, 2], (1 - 0.7**k) * other)
+    assert prototypes[0, 0].tolist() == [0.0] * 3
+    assert prototypes[0, 3].tolist() == [7.0] * 3
+    halves = torch.zeros(1, 2, 1)
+    one_class = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    move_prototypes(halves, torch.tensor([[[1.0], [3.0]]]), one_class, 1.0)
+    assert halves.tolist() == [[[2.0], [0.0]]]  # the mean of the batch's features
 
 
 def test_balanced_labels_go_round() -> None:
-    first, second = balanced_labels(7, 0, 10), balanced_labels(7, 1, 10)
+    first, second = balanced_labels(7, [0, 7], 10)
     assert first.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert second.tolist() == [7, 8, 9, 0, 1, 2, 3]
-    counts = torch.bincount(balanced_labels(24, 5, 10), minlength=10)
+    counts = torch.bincount(balanced_labels(24, [5 * 24], 10)[0], minlength=10)
     assert int(counts.max() - counts.min()) <= 1
 
 
 def test_rtnet_without_a_last_norm_adds_nothing() -> None:
     scene = Scene()
-    scene.augmenter.begin(scene.x, scene.y, scene.module.body(scene.x).detach())
-    with torch.no_grad():
-        scene.augmenter.r.last_norm.weight.zero_()
-        scene.augmenter.r.last_norm.bias.zero_()
+    scene.begin()
+    named = scene.augmenter.r.template.layout.views(scene.augmenter.r.flat[0])
+    named["last_norm.weight"].zero_()
+    named["last_norm.bias"].zero_()
     e, _, base = scene.augmenter.synthetic()
     assert e.equal(base)
 
@@ -268,7 +309,7 @@ def test_interpolation_between_base_and_synthetic(rho: float) -> None:
     plain, mixed = Scene(), Scene(interpolate=True)
     mixed.payload["rho"] = rho
     for scene in (plain, mixed):
-        scene.augmenter.begin(scene.x, scene.y, scene.module.body(scene.x).detach())
+        scene.begin()
     (e, _, base), (found, _, same) = plain.augmenter.synthetic(), mixed.augmenter.synthetic()
     assert base.equal(same)
     torch.testing.assert_close(found, rho * e + (1 - rho) * base)
@@ -278,18 +319,19 @@ def test_interpolation_between_base_and_synthetic(rho: float) -> None:
 def test_what_is_augmented(augment: str, parts: int) -> None:
     scene = Scene(augment=augment)
     scene.loss()
-    _, labels, _ = scene.augmenter.synthetic()
+    _, (labels,), _ = scene.augmenter.synthetic()
     assert len(labels) == parts * 24
     assert labels[-24:].equal(scene.y) == (augment != "prototype")
 
 
 def test_without_rtnet_it_is_the_generators_output() -> None:
     scene = Scene(use_rtnet=False, augment="prototype")
+    scene.augmenter._rngs[0].manual_seed(5)
     scene.loss()
-    scene.augmenter._rng.manual_seed(5)
-    e, s, _ = scene.augmenter.synthetic()
+    (e,), (s,), _ = scene.augmenter.synthetic()
     noise = torch.rand(24, 32, generator=torch.Generator().manual_seed(5))
-    assert e.equal(scene.augmenter.g(noise, s).detach())
+    g, _ = scene.networks()
+    torch.testing.assert_close(e, g.eval()(noise, s).detach())
     before = scene.snapshot()
     scene.after()
     assert not any(name.startswith("r.") for name in moved(before, scene.snapshot()))
@@ -301,7 +343,7 @@ def test_without_rtnet_it_is_the_generators_output() -> None:
 def test_steps_b_and_c_change_their_own_network_only() -> None:
     scene = Scene()
     scene.loss()
-    head = scene.module.head
+    head = scene.head()
     scene.module.eval()
     before = scene.snapshot()
     scene.augmenter.step_generator(head)
@@ -316,52 +358,59 @@ def test_steps_b_and_c_change_their_own_network_only() -> None:
 def test_step_b_descends_its_loss(distance: str) -> None:
     """One step by torch.optim on a copy of the generator."""
     scene = Scene(dist_g=distance, lam_g=0.7, generator_lr=0.2)
+    scene.augmenter._rngs[0].manual_seed(3)
     scene.loss()
     aug, head = scene.augmenter, scene.module.eval().head
-    aug.features = scene.module.body(scene.x).detach()
-    copied, s = copy.deepcopy(aug.g).train(), balanced_labels(24, 0, 10)
-    aug._rng.manual_seed(3)
-    noise = torch.rand(24, 32, generator=torch.Generator().manual_seed(3))
+    v = scene.module.body(scene.x).detach()
+    copied, s = scene.networks()[0].train(), balanced_labels(24, [0], 10)[0]
+    generator = torch.Generator().manual_seed(3)
+    _, _, noise = (torch.rand(24, 32, generator=generator) for _ in range(3))  # two in step A
     optimizer = torch.optim.SGD(copied.parameters(), lr=0.2)
     out = copied(noise, s)
-    target = aug.prototypes[s]
-    apart = mmd(out, aug.features) if distance == "mmd" else ((out - target) ** 2).mean()
+    target = aug.prototypes[0][s]
+    apart = mmd(out, v) if distance == "mmd" else ((out - target) ** 2).mean()
     (F.cross_entropy(head(out), s) - 0.7 * apart).backward()
     optimizer.step()
-    aug.step_generator(head)
-    for name, tensor in copied.state_dict().items():
-        torch.testing.assert_close(aug.g.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+    aug.features = v[None]
+    aug.step_generator(scene.head())
+    assert_state(scene.networks()[0], copied)
 
 
 def test_step_c_descends_its_loss() -> None:
     scene = Scene(dist_r="mse", lam_r=0.4, rtnet_lr=0.2)
+    scene.augmenter._rngs[0].manual_seed(3)
     scene.loss()
     aug, head = scene.augmenter, scene.module.eval().head
-    aug.features = scene.module.body(scene.x).detach()
-    copied, s, y = copy.deepcopy(aug.r).train(), balanced_labels(24, 0, 10), scene.y
-    aug._rng.manual_seed(3)
+    v = scene.module.body(scene.x).detach()
+    g, copied = scene.networks()
+    g.eval()
+    copied.train()
+    s, y = balanced_labels(24, [0], 10)[0], scene.y
     generator = torch.Generator().manual_seed(3)
-    z_p, z_r = (torch.rand(24, 32, generator=generator) for _ in range(2))
+    # Two in step A, one in step B.
+    *_, z_p, z_r = (torch.rand(24, 32, generator=generator) for _ in range(5))
     optimizer = torch.optim.SGD(copied.parameters(), lr=0.2)
-    e_p = aug.prototypes[s] + copied(aug.g(z_p, s).detach(), s)
-    e_r = aug.features + copied(aug.g(z_r, y).detach(), y)
+    e_p = aug.prototypes[0][s] + copied(g(z_p, s).detach(), s)
+    e_r = v + copied(g(z_r, y).detach(), y)
 
     def entropy(e: Tensor) -> Tensor:
         p = F.softmax(head(e), 1)
         return -(p * p.log()).sum(1).mean()
 
-    near = ((e_p - aug.prototypes[s]) ** 2).mean() + ((e_r - aug.features) ** 2).mean()
+    near = ((e_p - aug.prototypes[0][s]) ** 2).mean() + ((e_r - v) ** 2).mean()
     (-(entropy(e_p) + entropy(e_r)) / 2 + 0.4 * near / 2).backward()
     optimizer.step()
-    aug.step_rtnet(head)
-    for name, tensor in copied.state_dict().items():
-        torch.testing.assert_close(aug.r.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+    aug.features = v[None]
+    aug.step_rtnet(scene.head())
+    assert_state(scene.networks()[1], copied)
 
 
 def test_entropy_of_uniform_logits() -> None:
-    assert float(mean_entropy(torch.zeros(3, 10))) == pytest.approx(math.log(10), rel=1e-6)
-    sharp = torch.tensor([[1000.0, 0.0, 0.0]])
-    assert float(mean_entropy(sharp)) == 0.0
+    third = torch.full((1, 3), 1 / 3)
+    value, _ = entropies(torch.zeros(1, 10, 3), third)
+    assert float(value) == pytest.approx(math.log(10), rel=1e-6)
+    sharp = torch.tensor([[[1000.0], [0.0], [0.0]]])
+    assert float(entropies(sharp, torch.ones(1, 1))[0]) == 0.0
 
 
 def test_a_single_sample_is_not_augmented() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from clients.fraug import Augmenter, mean_entropy
 from fedsim.client import Update
+from fedsim.maths.conditional import generator_network, transformation_network
 from fedsim.maths.distances import mmd
 from fedsim.strategy import ServerContext
 from strategies.fraug import FRAug
@@ -48,15 +48,20 @@ def scene() -> dict[str, Any]:
     found: dict[str, list[Any]] = {"v": [], "hat": [], "tilde": [], "labels": [], "logits": []}
     for client in range(5):
         context = player.context(client, ROUNDS + 1)
-        aug = Augmenter(player.client.config, payload, states[client], context)
+        dim = context.initial["head.weight"].shape[1]
+        g, r = (build(dim, dim // 2, 10) for build in (generator_network, transformation_network))
+        for network, params in ((g, payload["generator"]), (r, states[client]["rtnet"])):
+            network.load_state_dict(dict(params))
+            network.eval()
         context.model.load(player.client.personal_model(payload, states[client], context))
         module: Any = context.model.module.eval()
         view = player.data(client).train
         with torch.no_grad():
             x, y = view.inputs()[:128], view.labels()[:128]
             v = module.body(x)
-            hat = aug.g(aug.noise(len(y)), y)
-            tilde = v + aug.r(hat, y)
+            noise = torch.rand(len(y), dim // 2, generator=torch.Generator().manual_seed(client))
+            hat = g(noise, y)
+            tilde = v + r(hat, y)
             found["logits"].append([module.head(e) for e in (v, hat, tilde)])
         for name, value in (("v", v), ("hat", hat), ("tilde", tilde), ("labels", y)):
             found[name].append(value)
@@ -79,3 +84,8 @@ def test_synthetic_features_are_nearer_than_generated_ones(scene: dict[str, Any]
 def test_synthetic_features_are_harder_than_real_ones(scene: dict[str, Any]) -> None:
     for real, _, synthetic in scene["logits"]:
         assert float(mean_entropy(synthetic)) > float(mean_entropy(real))
+
+
+def mean_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Return the mean Shannon entropy in nats of softmax(logits), logits (batch, C)."""
+    return torch.distributions.Categorical(logits=logits).entropy().mean()
