@@ -145,8 +145,9 @@ def build_model(experiment: Experiment, card: Card) -> nn.Module:
             f"model.name {experiment.model.name!r} must return a torch Module, got "
             f"{type(module).__name__}"
         )
-    if hasattr(module, "set_card"):
-        module.set_card(card)
+    set_card: Any = getattr(module, "set_card", None)
+    if set_card is not None:
+        set_card(card)
     return module
 
 

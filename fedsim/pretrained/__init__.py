@@ -37,7 +37,7 @@ def load_backbone(weights: str) -> tuple[Any, str | Path]:
     transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(place)
-        kind = transformers.ViTModel if config.model_type == "vit" else transformers.AutoModel
+        kind: Any = transformers.ViTModel if config.model_type == "vit" else transformers.AutoModel
         extra = {"add_pooling_layer": False} if config.model_type == "vit" else {}
         model, info = kind.from_pretrained(
             place, **extra, dtype=torch.float32, output_loading_info=True

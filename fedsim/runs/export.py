@@ -13,7 +13,6 @@ from fedsim.errors import InputError, RunFailed, nearest
 from fedsim.runs.files import reason, replace_with
 from fedsim.runs.results import Run
 
-
 FORMATS = ("csv", "parquet", "weights", "weights-fp16")
 
 
