@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedsim.data.dataset import Card
 from fedsim.errors import InputError, check
 from fedsim.models import BodyHead, check_images
-from fedsim.pretrained import Statistics, load_backbone, statistics, write_statistics
+from fedsim.pretrained import Statistics, load_backbone, statistics, without_bars, write_statistics
 
 _SIZES = {"patch": 4, "width": 96, "layers": 6, "heads": 3}
 """Of a backbone without weights, unless given."""
@@ -184,7 +184,8 @@ class PromptedViT(BodyHead):
     def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the backbone as the option `weights` reads it, with what it expects of images."""
         backbone: Any = self.body.backbone
-        copy.deepcopy(backbone.model).to(dtype).save_pretrained(folder)
+        with without_bars():
+            copy.deepcopy(backbone.model).to(dtype).save_pretrained(folder)
         if self._wanted is not None:
             write_statistics(folder, self._wanted)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,14 @@ def load_backbone(weights: str) -> tuple[Any, str | Path]:
     import transformers
 
     place = locate(weights)
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(place)
         kind: Any = transformers.ViTModel if config.model_type == "vit" else transformers.AutoModel
         extra = {"add_pooling_layer": False} if config.model_type == "vit" else {}
-        model, info = kind.from_pretrained(
-            place, **extra, dtype=torch.float32, output_loading_info=True
-        )
+        with without_bars():
+            model, info = kind.from_pretrained(
+                place, **extra, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot load the weights {weights!r}: {text}") from error
@@ -49,9 +50,6 @@ def load_backbone(weights: str) -> tuple[Any, str | Path]:
         if type(error).__name__ != "SafetensorError":
             raise
         raise InputError(f"cannot load the weights {weights!r}: {error}") from error
-    finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
     if not hasattr(model, "layernorm"):
         raise InputError(
             f"the weights {weights!r} are of a {config.model_type!r} model, not of ViT or DINOv2"
@@ -63,6 +61,20 @@ def load_backbone(weights: str) -> tuple[Any, str | Path]:
             f"model, such as {missing[0]}"
         )
     return model, place
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep the library's progress bars off the terminal, which shows that of the run."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def locate(weights: str) -> str | Path:
