@@ -62,6 +62,11 @@ def test_prompts_stand_between_cls_and_patches(deep: bool) -> None:
         assert kept == deep
 
 
+@pytest.mark.parametrize("prompts", [0, 1, 5])
+def test_logits_have_the_same_shape_for_any_number_of_prompts(prompts: int) -> None:
+    assert build(prompts=prompts)(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
 def test_the_backbone_is_frozen() -> None:
     model = build(prompts=3)
     flat = FlatModel(model)
