@@ -223,7 +223,7 @@ def test_incomplete_and_damaged_weights_are_refused(tmp_path: Path) -> None:
     tensors = safetensors.torch.load_file(path)
     kept = {k: v for k, v in tensors.items() if "layer.1.intermediate" not in k}
     safetensors.torch.save_file(kept, path, {"format": "pt"})
-    with pytest.raises(InputError, match="lack 2 tensors of a 'vit' model, such as .*mlp"):
+    with pytest.raises(InputError, match=r"lack 2 tensors of a 'vit' model, such as .*mlp"):
         vit((3, 8, 8), 10, weights=str(tmp_path))
     tensors["embeddings.cls_token"] = torch.zeros(1, 1, 32)
     safetensors.torch.save_file(tensors, path, {"format": "pt"})
