@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "fedsim needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0 setuptools
-	$(PIP) --no-build-isolation --editable '.[dev,data,flower,hub,tensorboard,mlflow,wandb,notebooks,vit]'
+	$(PIP) --no-build-isolation --editable '.[dev,data,flower,hub,tensorboard,mlflow,wandb,notebooks,vit,onnx]'
 	@touch $@
 
 clean:

@@ -309,12 +309,12 @@ def compare(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
-    to: Annotated[str, typer.Option("--to", metavar="csv|parquet", help="File format.")],
+    to: Annotated[str, typer.Option("--to", metavar="csv|parquet|weights", help="File format.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the files; the run's own unless given.")
     ] = None,
 ) -> None:
-    """Write a run's metrics to files that other programs read."""
+    """Write a run's metrics, or its model's weights, to files that other programs read."""
     from fedsim.runs.export import export_run
 
     for path in export_run(folder, to, out):

@@ -146,7 +146,10 @@ def group_size(experiment: Experiment, client: Any, module: nn.Module) -> int:
 
 
 def build_model(experiment: Experiment, card: Card) -> nn.Module:
-    """Return the model with its initial weights, which depend on the experiment's seed alone."""
+    """Return the model with its initial weights, which depend on the experiment's seed alone.
+
+    A model that needs to know more of its data than the shape has a method ``set_card(card)``.
+    """
     function, options = _build(experiment, "models")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(rng.derive(experiment.seed, "model"))
@@ -157,6 +160,9 @@ def build_model(experiment: Experiment, card: Card) -> nn.Module:
             f"model.name {experiment.model.name!r} must return a torch Module, got "
             f"{type(module).__name__}"
         )
+    set_card: Any = getattr(module, "set_card", None)
+    if set_card is not None:
+        set_card(card)
     return module
 
 

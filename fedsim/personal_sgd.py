@@ -9,7 +9,14 @@ only (`Params.only`), and whatever it does not name is the client's own, kept in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedsim import rng as streams
 from fedsim.client import ClientContext, Tree
+from fedsim.data.views import ClientData
+from fedsim.errors import check
+from fedsim.evaluate import named_scores, score
 from fedsim.local_sgd import Fit, LocalSGD
 from fedsim.params import Params
 
@@ -19,11 +26,21 @@ State = dict[str, Params]
 class PersonalSGD(LocalSGD):
     """Local SGD that keeps what does not travel; its personal model is both parts together.
 
-    A client's own part starts from the experiment's initial weights.
+    A client's own part starts from the experiment's initial weights. With `adapt_epochs` also
+    ``personal-adapted/...`` is scored: the personal model after so many further epochs on all that
+    is trained, which are not kept.
     """
 
     stateful = True
     personal = True
+
+    @dataclass(frozen=True)
+    class Config(LocalSGD.Config):
+        adapt_epochs: int = 0  # before a second personal evaluation, >= 0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.adapt_epochs >= 0, "adapt_epochs must be >= 0", self.adapt_epochs)
 
     def init_state(self, ctx: ClientContext) -> State:
         return {}
@@ -44,3 +61,15 @@ class PersonalSGD(LocalSGD):
         for part in (*state.values(), payload["model"]):
             model = model.merged(part)
         return model
+
+    def evaluate(
+        self, payload: Tree, state: State, data: ClientData, ctx: ClientContext
+    ) -> Mapping[str, float]:
+        metrics = dict(super().evaluate(payload, state, data, ctx))
+        epochs = self.config.adapt_epochs
+        if epochs == 0 or len(data.test) == 0 or len(data.train) == 0:
+            return metrics
+        self.start(payload, state, ctx)
+        rng = streams.torch_generator(ctx.seed, "client/adapt", ctx.round, ctx.client_id)
+        self.fit(payload, state, data.train, rng, ctx, epochs=epochs)
+        return metrics | named_scores("personal-adapted", score(ctx.model.module, data.test))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fedsim.client import Metrics, Update
 from fedsim.errors import InputError, check
+from fedsim.maths.server_steps import Moments, step
 from fedsim.params import Params
 from fedsim.strategy import Payload, ServerContext, Strategy
 
@@ -34,8 +35,7 @@ Weights = dict[str, Tensor]
 class State:
     model: Params  # nothing: there is no generic model
     weights: Weights  # base (K, l), descriptors (N, rows, l), query, key, value, out
-    moments: dict[str, Weights] = field(default_factory=dict)  # Adam's first and second
-    steps: int = 0
+    moments: Moments = field(default_factory=Moments)
 
 
 class PFedPG(Strategy):
@@ -48,12 +48,17 @@ class PFedPG(Strategy):
     class Config:
         lr: float = 0.001  # of the server's step, > 0
         optimiser: Literal["adam", "sgd"] = "adam"  # the paper gives the rate only
+        momentum: float = 0.0  # of sgd, [0, 1)
+        clip_norm: float | None = 50.0  # bound on the gradient's norm, > 0, as pFedHN's code has it
         dim: int | None = None  # l_k = l_v, >= 1; min(512, l) if null
         descriptor_rows: Literal["one", "prompts"] = "one"  # rows of d_n: one for all K, or K
 
         def __post_init__(self) -> None:
             check(0 < self.lr < math.inf, "lr must be > 0 and finite", self.lr)
             check(self.dim is None or self.dim >= 1, "dim must be >= 1", self.dim)
+            check(0 <= self.momentum < 1, "momentum must be in [0, 1)", self.momentum)
+            bound = self.clip_norm
+            check(bound is None or bound > 0, "clip_norm must be > 0", bound)
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         if PROMPTS not in params or params[PROMPTS].dim() != 2:
@@ -95,15 +100,18 @@ class PFedPG(Strategy):
         clients = [self._sender(update) for update in updates]
         moved = torch.stack([update.tensors["prompts"] for update in updates])
         gradients = surrogate_gradients(state.weights, clients, -moved)
-        steps = state.steps + 1
-        weights, moments = {}, {}
-        for name, weight in state.weights.items():
-            step = gradients[name]
-            if self.config.optimiser == "adam":
-                step, moments[name] = _adam(step, state.moments.get(name), steps)
-            weights[name] = weight - self.config.lr * step
+        config = self.config
+        weights, moments = step(
+            state.weights,
+            gradients,
+            state.moments,
+            config.optimiser,
+            config.lr,
+            momentum=config.momentum,
+            clip_norm=config.clip_norm,
+        )
         metrics = {"prompt_movement": float(moved.flatten(1).norm(dim=1).mean())}
-        return State(state.model, weights, moments, steps), metrics
+        return State(state.model, weights, moments), metrics
 
     def _sender(self, update: Update) -> int:
         if update.client is None:
@@ -125,13 +133,3 @@ def surrogate_gradients(weights: Weights, clients: Sequence[int], g: Tensor) -> 
     with torch.enable_grad():
         surrogate = (generated(leaves, clients) * g).sum() / len(clients)
     return dict(zip(leaves, torch.autograd.grad(surrogate, list(leaves.values())), strict=True))
-
-
-def _adam(gradient: Tensor, moments: Weights | None, steps: int) -> tuple[Tensor, Weights]:
-    """Return Adam's direction (Kingma and Ba 2015, beta .9 and .999) and its moments."""
-    zero = torch.zeros_like(gradient)
-    old = moments or {"first": zero, "second": zero}
-    first = 0.9 * old["first"] + 0.1 * gradient
-    second = 0.999 * old["second"] + 0.001 * gradient**2
-    scaled = (second / (1 - 0.999**steps)).sqrt() + 1e-8
-    return first / (1 - 0.9**steps) / scaled, {"first": first, "second": second}

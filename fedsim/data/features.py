@@ -12,9 +12,6 @@ import torch
 from fedsim.data.cache import cache_folder
 from fedsim.errors import InputError, check
 
-_CHUNK = 256
-"""Samples computed at once."""
-
 
 class FeatureCache:
     """Rows of features, one a sample of a split, filled as they are asked for.
@@ -64,7 +61,9 @@ class FeatureCache:
     def get(self, rows: np.ndarray, compute: Callable[[np.ndarray], torch.Tensor]) -> torch.Tensor:
         """Return the features of `rows` int64 (k,): float32 (k, *shape) in memory of its own.
 
-        ``compute(some rows)`` is called for those not known yet, at most 256 at a time.
+        ``compute(row)`` is called for those not known yet, with one row at a time: the bits of a
+        matrix product depend on what else is in the batch, and those of a cached row must not
+        depend on who asked for it first.
 
         Raises:
             ValueError: `compute` returns another shape.
@@ -76,19 +75,17 @@ class FeatureCache:
         if len(inside):
             known[inside] = self._known[rows[inside]] == 1
             out[known] = self._values[rows[known]]
-        missing = np.flatnonzero(~known)
-        for start in range(0, len(missing), _CHUNK):
-            some = missing[start : start + _CHUNK]
-            features = compute(rows[some]).detach().to("cpu", torch.float32).numpy()
-            if features.shape != (len(some), *self._shape):
+        for place in np.flatnonzero(~known):
+            row = rows[place]
+            features = compute(rows[place : place + 1]).detach().to("cpu", torch.float32).numpy()
+            if features.shape != (1, *self._shape):
                 raise ValueError(
-                    f"features of {len(some)} samples must have the shape "
-                    f"{(len(some), *self._shape)}, got {features.shape}"
+                    f"features of a sample must have the shape {(1, *self._shape)}, got "
+                    f"{features.shape}"
                 )
-            out[some] = features
-            kept = rows[some] < self.kept
-            if kept.any():
-                self._values[rows[some][kept]] = features[kept]
+            out[place] = features[0]
+            if row < self.kept:
+                self._values[row] = features[0]
                 # Marked last: a process killed in between leaves rows that count as unknown.
-                self._known[rows[some][kept]] = 1
+                self._known[row] = 1
         return torch.from_numpy(out)

@@ -77,3 +77,23 @@ def _is_test(emoji: Sequence[Emoji]) -> np.ndarray:
         members.sort(key=keys.__getitem__)
         chosen[members[: (2 * len(members) + TEST_PART) // (2 * TEST_PART)]] = True
     return chosen
+
+
+def in_part(emoji: Sequence[Emoji], part: tuple[float, float]) -> np.ndarray:
+    """Mark the emoji of a part in [0, 1], bool (n,): a range of each group and split.
+
+    Within these they are ordered by a hash of their own, and both ends are rounded to whole emoji,
+    halves up: parts that meet have no emoji in common and leave none out.
+    """
+    keys = [hashlib.sha256(f"part {e.hexcode}".encode()).digest() for e in emoji]
+    is_test = _is_test(emoji)
+    chosen = np.zeros(len(emoji), bool)
+    for group in GROUPS.values():
+        for test in (False, True):
+            members = [
+                i for i, e in enumerate(emoji) if e.group == group and bool(is_test[i]) == test
+            ]
+            members.sort(key=keys.__getitem__)
+            low, high = (int(end * len(members) + 0.5) for end in part)
+            chosen[members[low:high]] = True
+    return chosen

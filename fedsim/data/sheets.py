@@ -74,8 +74,10 @@ def check_file(name: str) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Record the sha256 of all data files of a folder."""
-    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".png", ".json"))
+    """Record the sha256 of all data files of a folder and the folders in it."""
+    kinds = (".png", ".json", ".safetensors")
+    paths = (p for p in folder.rglob("*") if p.suffix in kinds)
+    names = sorted(p.relative_to(folder).as_posix() for p in paths)
     sums = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in names

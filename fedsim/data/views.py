@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -45,7 +45,8 @@ class View:
 
     Where `labelled` is false labels and boxes raise `HiddenData`; so do images where the modality
     is ``text`` and texts where it is ``image``. `augment` changes the inputs of `batches` and
-    `input_batches`, where they are given a generator.
+    `input_batches`, where they are given a generator. With `features`, a function of rows int64
+    (k,) of the split, what it returns stands for the inputs that nothing changes.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class View:
         labelled: bool = True,
         modality: Modality = "all",
         augment: Augmentation | None = None,
+        features: Callable[[np.ndarray], torch.Tensor] | None = None,
     ) -> None:
         self.labelled, self.modality, self.augment = labelled, modality, augment
+        self.features = features
         self.split = split
         self.card = card
         self.device = torch.device(device)
@@ -218,6 +221,8 @@ class View:
         return self._index[torch.as_tensor(order, dtype=torch.int64)]
 
     def _gather(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.features is not None:
+            return self.features(rows.numpy()).to(self.device)
         if self._x.dtype == torch.int32:
             return self._x.index_select(0, rows).to(self.device).long()
         return self._normalise(self._read(rows))
@@ -237,7 +242,8 @@ class ClientData:
 
     Every client has some to train on; `validation` and `test` may be empty. `test_split` is needed
     where test samples come from there. Labels of test samples can always be read: they are for
-    scoring. `augment` changes what the client trains on.
+    scoring. `augment` changes what the client trains on; `features` and `test_features` are those
+    of the views over the two splits.
     """
 
     def __init__(
@@ -249,9 +255,12 @@ class ClientData:
         *,
         test_split: Split | None = None,
         augment: Augmentation | None = None,
+        features: Callable[[np.ndarray], torch.Tensor] | None = None,
+        test_features: Callable[[np.ndarray], torch.Tensor] | None = None,
     ) -> None:
         self._split, self._indices, self._card, self._device = split, indices, card, device
         self._test_split, self._augment = test_split, augment
+        self._features, self._test_features = features, test_features
         self.labelled = indices.labelled
         self.modality: Modality = MODALITIES[indices.modality]
 
@@ -300,6 +309,7 @@ class ClientData:
             labelled=labelled,
             modality=self.modality,
             augment=augment,
+            features=self._features if split is self._split else self._test_features,
         )
 
 

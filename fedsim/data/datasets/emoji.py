@@ -12,7 +12,7 @@ from fedsim.data.cache import cached_arrays
 from fedsim.data.dataset import Card, Dataset, Split
 from fedsim.data.emoji_source import PACKAGES, VENDORS, Drawings, Emoji, package_files
 from fedsim.data.images import channel_stats
-from fedsim.data.packaged_emoji import SIZE, describe, load_emoji, load_rgba
+from fedsim.data.packaged_emoji import SIZE, describe, in_part, load_emoji, load_rgba
 from fedsim.data.sources import data_folders, fingerprint
 from fedsim.data.words import build_vocabulary, encode, to_bytes
 from fedsim.errors import InputError, check, nearest
@@ -28,16 +28,20 @@ def emoji(
     size: int = 32,
     labels: Literal["group", "subgroup"] = "group",
     vendors: tuple[str, ...] = VENDORS,
+    part: tuple[float, float] = (0.0, 1.0),
     root: str | None = None,
 ) -> Dataset:
     """Emoji, 32x32 colour on white: 6,344 drawings by 4 vendors (domains), 8 groups, captions.
 
     `labels` are the 8 groups, or the 29 subgroups with at least 20 emoji. A fifth of the emoji of
     each group is the test split: an emoji is in one split for all vendors (the column `group` is
-    its number). Other sizes than 32 are drawn at first use from the tarballs in `root`.
+    its number). `part` takes a range of the emoji of each group and split, in an order of their
+    own: [0, 0.6] and [0.6, 1] have no emoji in common, by whatever vendor. Other sizes than 32 are
+    drawn at first use from the tarballs in `root`.
 
     Raises:
-        InputError: an unknown vendor, a size outside 8..256, tarballs that are missing or damaged.
+        InputError: an unknown vendor, a size outside 8..256, a part that is no range in [0, 1] or
+            has no emoji, tarballs that are missing or damaged.
     """
     check(labels in ("group", "subgroup"), "dataset.labels must be 'group' or 'subgroup'", labels)
     check(8 <= size <= 256, "dataset.size must be in 8..256", size)
@@ -46,8 +50,9 @@ def emoji(
         known = f"dataset.vendors must be of {', '.join(VENDORS)}{nearest(vendor, VENDORS)}"
         check(vendor in VENDORS, known, vendor)
     check(len(set(vendors)) == len(vendors), "dataset.vendors must name each once", vendors)
+    check(0 <= part[0] < part[1] <= 1, "dataset.part must be a range in [0, 1]", list(part))
     pictures, found = _packaged() if size == SIZE else _drawn(size, root)
-    return _dataset(pictures, found, size, labels, tuple(vendors))
+    return _dataset(pictures, found, size, labels, tuple(vendors), part)
 
 
 def _packaged() -> tuple[np.ndarray, dict[str, Any]]:
@@ -74,7 +79,12 @@ def _drawn(size: int, root: str | None) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _dataset(
-    pictures: np.ndarray, found: dict[str, Any], size: int, labels: str, vendors: tuple[str, ...]
+    pictures: np.ndarray,
+    found: dict[str, Any],
+    size: int,
+    labels: str,
+    vendors: tuple[str, ...],
+    part: tuple[float, float],
 ) -> Dataset:
     names: tuple[str, ...] = found["groups"]
     y = found["group"]
@@ -85,6 +95,13 @@ def _dataset(
         names = tuple(found["subgroups"][i] for i in kept)
         chosen &= np.isin(found["subgroup"], kept)
         y = np.searchsorted(kept, found["subgroup"])
+    chosen &= np.tile(in_part(found["emoji"], part), len(VENDORS))
+    for wanted in (False, True):
+        check(
+            bool((chosen & (found["is_test"] == wanted)).any()),
+            f"dataset.part must have emoji to {'test' if wanted else 'train'} on",
+            list(part),
+        )
     domain = np.array([vendors.index(v) if v in vendors else -1 for v in VENDORS])[found["vendor"]]
     described: tuple[Emoji, ...] = found["emoji"]
     texts = [" ".join([e.label, *e.tags]) for e in described]
@@ -96,21 +113,21 @@ def _dataset(
 
     def build() -> Mapping[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
-        for part, wanted in (("train", False), ("test", True)):
+        for split, wanted in (("train", False), ("test", True)):
             rows = np.flatnonzero(chosen & (found["is_test"] == wanted))
             base = found["base"][rows]
             arrays |= {
-                f"{part}-x": _on_white(pictures[rows]),
-                f"{part}-y": y[rows].astype(np.int64),
-                f"{part}-domain": domain[rows].astype(np.int64),
-                f"{part}-group": base.astype(np.int64),
-                f"{part}-tokens": tokens[base],
-                f"{part}-text": raw[base],
+                f"{split}-x": _on_white(pictures[rows]),
+                f"{split}-y": y[rows].astype(np.int64),
+                f"{split}-domain": domain[rows].astype(np.int64),
+                f"{split}-group": base.astype(np.int64),
+                f"{split}-tokens": tokens[base],
+                f"{split}-text": raw[base],
             }
         arrays["stats"] = np.stack([np.array(v) for v in channel_stats(arrays["train-x"])])
         return arrays
 
-    identity = hashlib.sha256(repr((size, labels, vendors, vocabulary)).encode())
+    identity = hashlib.sha256(repr((size, labels, vendors, vocabulary, part)).encode())
     identity.update(pictures.tobytes())
     arrays = cached_arrays(f"emoji-{size}-1-{identity.hexdigest()[:16]}", build)
     columns = ("domain", "group", "tokens", "text")

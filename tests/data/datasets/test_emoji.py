@@ -59,6 +59,27 @@ def test_no_emoji_is_in_both_splits_and_every_group_is_cut_alike() -> None:
     assert data.card.domains == ("noto", "twemoji", "openmoji", "fluent")
 
 
+def test_parts_of_the_emoji_have_none_in_common() -> None:
+    whole = emoji()
+    one, other = emoji(part=(0.0, 0.6), vendors=("noto", "fluent")), emoji(part=(0.6, 1.0))
+    for split in ("train", "test"):
+        bases = [set(getattr(d, split).extra["group"].tolist()) for d in (whole, one, other)]
+        assert not bases[1] & bases[2]
+        assert bases[1] | bases[2] == bases[0]
+    # Three fifths of every group, but for rounding.
+    counted = np.bincount(one.train.y) / 2
+    expected = 0.6 * np.bincount(whole.train.y) / 4
+    assert np.abs(counted - expected).max() <= 0.5
+    assert np.bincount(other.train.extra["domain"]).tolist() == [508] * 4
+    assert other.vocabulary == whole.vocabulary
+
+
+@pytest.mark.parametrize("part", [(0.5, 0.5), (-0.1, 1.0), (0.2, 1.1), (0.5, 0.5000001)])
+def test_a_part_is_a_range_with_emoji(part: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match=r"dataset.part must"):
+        emoji(part=part)
+
+
 def test_pictures_lie_on_white_and_texts_fit_them() -> None:
     data, found = emoji(vendors=("openmoji",)), load_rgba()
     assert data.card.domains == ("openmoji",)
