@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +133,31 @@ def group_size(experiment: Experiment, client: Any, module: nn.Module) -> int:
 
 
 def build_model(experiment: Experiment, card: Card) -> nn.Module:
-    """Return the model with its initial weights, which depend on the experiment's seed alone."""
+    """Return the model with its initial weights, which depend on the experiment's seed alone.
+
+    A function with a third positional argument gets the shape of texts, None where there are none.
+    """
     function, options = _build(experiment, "models")
+    shapes: tuple[Any, ...] = (card.input_shape, len(card.classes))
+    if _num_positional(function) > len(shapes):
+        shapes += (card.text_shape,)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(rng.derive(experiment.seed, "model"))
-        module = function(card.input_shape, len(card.classes), **options)
+        module = function(*shapes, **options)
     if not isinstance(module, nn.Module):
         raise InputError(
             f"model.name {experiment.model.name!r} must return a torch Module, got "
             f"{type(module).__name__}"
         )
     return module
+
+
+def _num_positional(function: Callable[..., Any]) -> int:
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(function).parameters.values()
+    return sum(
+        p.kind is kinds[0] or (p.kind is kinds[1] and p.default is p.empty) for p in parameters
+    )
 
 
 def build_client(experiment: Experiment) -> Any:
