@@ -78,6 +78,7 @@ class PublicTraining:
         self._config, self._ctx, self._name = config, ctx, name
         self.public: View = ctx.server
         self.part: Any = ctx.model.module.get_submodule(name)
+        self.modalities = tuple(m for m in ("image", "text") if getattr(self.part, m) is not None)
         self.of_part = under((name,))
         named = zip(ctx.model.parameter_names, ctx.model.parameters, strict=True)
         own = [(n, p) for n, p in named if self.of_part(n)]
@@ -91,21 +92,29 @@ class PublicTraining:
         """Return this part of the resident model."""
         return self._ctx.model.params().only(self.of_part)
 
-    def embed(self) -> tuple[Tensor, Tensor]:
-        """Return the representations (N, d) of all images and of all texts, evaluation mode."""
+    def embed(self, modality: str) -> Tensor:
+        """Return the representations (N, d) of all images or texts, in evaluation mode."""
         size = self._config.embed_batch_size
-        images, texts = (embedded(self.part, self.public, m, size).cpu() for m in ("image", "text"))
-        return images, texts
+        return embedded(self.part, self.public, modality, size).cpu()
 
-    def supervised(self, moments: OptimiserState, round: int) -> tuple[OptimiserState, float]:
-        """Train by the retrieval loss; return the new moments and the mean loss a batch."""
+    def embed_both(self) -> tuple[Tensor, Tensor]:
+        """Return the representations of all images and of all texts."""
+        return self.embed("image"), self.embed("text")
+
+    def supervised(
+        self, moments: OptimiserState, round: int, epoch: int = 0
+    ) -> tuple[OptimiserState, float]:
+        """Train by the retrieval loss; return the new moments and the mean loss a batch.
+
+        `epoch` numbers the epochs of one round, each of another order.
+        """
         config = self._config
 
         def loss(rows: Tensor) -> Tensor:
             x, y = self._both(rows)
             return retrieval_loss(self.part, x, y, config.retrieval_loss, config.temperature)
 
-        return self._epoch(loss, moments, round, "supervised")
+        return self._epoch(loss, moments, round, f"supervised-{epoch}" if epoch else "supervised")
 
     def distil(
         self,

@@ -90,7 +90,7 @@ class CreamFL(Strategy):
         server = PublicTraining(self.config, ctx)
         server.load(params)
         moments, _ = server.supervised({}, 1)
-        return State(params, server.read(), *server.embed(), moments=moments)
+        return State(params, server.read(), *server.embed_both(), moments=moments)
 
     def configure(self, state: State, round: int, cohort: Sequence[int]) -> Tree:
         images, texts = state.images, state.texts
@@ -128,7 +128,7 @@ class CreamFL(Strategy):
         if round < self.ctx.rounds:
             after.moments, metrics["server_loss"] = server.supervised(moments, round + 1)
             after.ahead = server.read()
-            after.images, after.texts = server.embed()
+            after.images, after.texts = server.embed_both()
         return after, metrics
 
     def ensemble(

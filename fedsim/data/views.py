@@ -75,14 +75,18 @@ class View:
     def __len__(self) -> int:
         return len(self._index)
 
-    def inputs(self, order: Order = None) -> torch.Tensor:
+    def inputs(self, order: Order = None, rng: torch.Generator | None = None) -> torch.Tensor:
         """Return the inputs of all samples, or of those at the positions in `order`.
+
+        With a generator they are changed as those of `batches` are, where there is `augment`.
 
         Raises:
             HiddenData: the images of a client that holds texts only.
         """
         self._check_inputs()
-        return self._gather(self._rows(order))
+        if self.augment is None or rng is None:
+            return self._gather(self._rows(order))
+        return self._augmented(self._read(self._rows(order)), rng)
 
     def labels(self, order: Order = None) -> torch.Tensor:
         """Return the labels of all samples, or of those at the positions in `order`.
@@ -200,9 +204,12 @@ class View:
                 else:
                     # Draws are made batch by batch: the chunk depends on the device.
                     for x in self._read(some).split(batch_size):
-                        x = self._normalise(self.augment.pixels(x, rng))
-                        yield rows, self.augment.normalised(x, rng)
+                        yield rows, self._augmented(x, rng)
             total -= per_epoch
+
+    def _augmented(self, x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        assert self.augment is not None
+        return self.augment.normalised(self._normalise(self.augment.pixels(x, rng)), rng)
 
     def _check_labels(self) -> None:
         if not self.labelled:

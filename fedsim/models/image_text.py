@@ -12,6 +12,7 @@ A tower is the body of any model of images or texts, and a linear map to `dim` n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from fedsim.models._nested import Model
 from fedsim.models.cnn import cnn
 from fedsim.models.text import text as bag_of_words
 from fedsim.models.text_gru import text_gru
+from fedsim.parts import under
 
 SERVER, IMAGE, TEXT, PAIRS = "server", "image", "text", "pairs"
 PARTS = (SERVER, IMAGE, TEXT, PAIRS)
@@ -133,6 +135,11 @@ class ImageText(nn.Module):
                 loss += float(F.cross_entropy(logits, y, reduction="sum"))
         part.train(training)
         return {"accuracy": right / len(view), "loss": loss / len(view)}
+
+
+def in_encoder(kind: str) -> Callable[[str], bool]:
+    """Return the test for the tensors of a part's towers, without classifier and scalars."""
+    return under((f"{kind}.image", f"{kind}.text"))
 
 
 def retrieval_loss(

@@ -1,4 +1,4 @@
-"""A picture of retrieval: texts with the five nearest images, images with the five nearest texts."""
+"""A picture of retrieval: texts with the nearest images, and images with the nearest texts."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def nearest(found: Embedded, query: int, way: str) -> np.ndarray:
     """Return the rows of the items nearest to a query's row, the nearest first, int64 (<= 5,)."""
     item = found.image if way == "t2i" else found.text
     rows = first_rows(found.group, item)
-    queries, items = (
-        (found.texts, found.images) if way == "t2i" else (found.images, found.texts)
-    )
+    queries, items = (found.texts, found.images) if way == "t2i" else (found.images, found.texts)
     similar = items[torch.from_numpy(rows)] @ queries[query]
     order = torch.argsort(similar, descending=True, stable=True)[:SHOWN]
     return rows[order.numpy()]
