@@ -84,6 +84,10 @@ class CreamFL(Strategy):
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         check_pairs(params, ctx, "creamfl")
+        enough = not self.config.gca_exclude_self or (
+            ctx.server is not None and len(ctx.server) > 1
+        )
+        check(enough, "gca_exclude_self needs at least 2 public pairs", 1)
 
     def init(self, params: Params, ctx: ServerContext) -> State:
         self.check(params, ctx)

@@ -66,17 +66,21 @@ def matches(
 
     The score s_k = log softmax_j(<local_k, other_j> / tau) at j = k, (N,), and whether no other row
     is as similar, bool (N,): a tie is no match, so that rows that are all alike match nothing.
-    With `exclude_self` the sum in the denominator leaves j = k out. `chunk` rows at a time.
+    With `exclude_self` the sum in the denominator leaves j = k out, which takes two rows. `chunk`
+    rows at a time.
     """
     scores = torch.empty(len(local), dtype=local.dtype, device=local.device)
     first = torch.empty(len(local), dtype=torch.bool, device=local.device)
     for rows, similar in similarities(local, other, chunk):
         own = similar.diagonal(rows.start).clone()
-        first[rows] = (similar >= own.unsqueeze(1)).sum(1) == 1
-        similar /= tau
-        if exclude_self:
-            similar.diagonal(rows.start).fill_(-torch.inf)
-        scores[rows] = own / tau - _log_sum_exp(similar)
+        similar.diagonal(rows.start).fill_(-torch.inf)
+        nearest = similar.amax(1)
+        first[rows] = own > nearest
+        highest = nearest if exclude_self else torch.maximum(nearest, own)
+        total = similar.sub_(highest.unsqueeze(1)).div_(tau).exp_().sum(1)
+        if not exclude_self:
+            total += ((own - highest) / tau).exp_()
+        scores[rows] = (own - highest) / tau - total.log_()
     return scores, first
 
 
@@ -116,11 +120,3 @@ def similarities(
         similar = memory[: rows.stop - rows.start]
         torch.mm(local[rows], other.T, out=similar)
         yield rows, similar
-
-
-def _log_sum_exp(values: Tensor) -> Tensor:
-    """Return log sum exp over the rows (in place: `values` is spent)."""
-    highest = values.amax(1, keepdim=True)
-    # A row of one excluded number: the sum over nothing.
-    highest = torch.where(torch.isfinite(highest), highest, torch.zeros_like(highest))
-    return values.sub_(highest).exp_().sum(1).log_() + highest.squeeze(1)

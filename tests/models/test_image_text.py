@@ -82,7 +82,8 @@ def test_loss_scalars_begin_as_in_the_paper_and_learn() -> None:
 
 
 def test_frozen_backbones_stay_frozen_in_a_tower() -> None:
-    vit = {"name": "vit", "width": 16, "heads": 2, "layers": 2, "patch": 8, "prompts": 2, "frozen": True}
+    size = {"width": 16, "heads": 2, "layers": 2, "patch": 8}
+    vit = {"name": "vit", **size, "prompts": 2, "frozen": True}
     module = built(server_image=vit)
     assert module.frozen
     assert all(name.startswith("server.image.body") for name in module.frozen)
