@@ -108,7 +108,11 @@ def validate(
             if build_nested is not None and kind is not None:
                 section = _section(value, f"{key}.{name}", kind)
                 values[name] = build_nested(annotation, kind, section, f"{key}.{name}")
-            elif build_nested is not None and (each := nested_values(annotation)) is not None:
+            elif (
+                build_nested is not None
+                and value is not None
+                and (each := nested_values(annotation)) is not None
+            ):
                 values[name] = _build_each(value, each, f"{key}.{name}", build_nested)
             elif isinstance(value, str) and _is_callable(annotation):
                 values[name] = load_reference(value, base, f"{key}.{name}")
@@ -138,6 +142,9 @@ def nested_kind(annotation: Any) -> str | None:
 
 def nested_values(annotation: Any) -> Any:
     """Return the type of the values of options that map names to components, else None."""
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        found = [nested_values(some) for some in get_args(annotation)]
+        return next((some for some in found if some is not None), None)
     if get_origin(annotation) in (dict, collections.abc.Mapping):
         value = get_args(annotation)[1]
         if nested_kind(value) is not None:

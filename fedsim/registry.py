@@ -260,9 +260,9 @@ def _fill(
         each = nested_kind(nested_values(annotation))
         if nested is not None and section is not None:
             filled[option] = _fill_nested(nested, section, base)
-        elif each is not None:
-            given_each = given.get(option, {})
-            filled[option] = {k: _fill_nested(each, some, base) for k, some in given_each.items()}
+        elif each is not None and given.get(option) is not None:
+            named = given[option].items()
+            filled[option] = {name: _fill_nested(each, some, base) for name, some in named}
         elif option in given and callable(value):
             filled[option] = absolute_reference(given[option], base)
         else:

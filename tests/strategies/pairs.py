@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fedsim import components
+from fedsim.api import prepare
 from fedsim.assembly import Parts, server_context
 from fedsim.client import ClientContext, Update
 from fedsim.data.views import ClientData
@@ -69,10 +70,14 @@ def alike() -> dict[str, Any]:
 
 
 class Scene:
-    """A strategy bound to its data, and its clients, played by hand."""
+    """A strategy bound to its data, and its clients, played by hand.
 
-    def __init__(self, **changes: Any) -> None:
-        self.experiment = prepared(**small(**changes))
+    `experiment` is a whole experiment; without it, it is `small` with the `changes`.
+    """
+
+    def __init__(self, experiment: dict[str, Any] | None = None, **changes: Any) -> None:
+        given = experiment is not None
+        self.experiment = prepare(experiment) if given else prepared(**small(**changes))
         dataset = components.build_dataset(self.experiment)
         self.manifest = components.build_partition(self.experiment, dataset)
         self.worker = Worker(WorkerSpec(self.experiment, public=self.manifest.public_rows))

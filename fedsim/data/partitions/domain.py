@@ -54,12 +54,11 @@ def domain(
     for domain, number in spread.items():
         rows = np.flatnonzero(samples.domains == domain)
         called = names[domain] if domain < len(names) else str(domain)
-        check(
-            number <= len(rows),
-            "partition.clients must leave every client a sample of its domain, but those of "
-            f"{called!r} must be at most {len(rows)}",
-            number,
-        )
+        if number > len(rows):
+            raise InputError(
+                f"partition.clients must leave every client a sample of its domain, but "
+                f"{clients} clients are {number} for the {len(rows)} of {called!r}"
+            )
         divide = (within_of or {}).get(called, within)
         parts.append(divide(subset(samples, rows), number, rng).on_rows(rows))
     return joined(parts)
