@@ -239,6 +239,43 @@ class View:
         return x.mul_(self._scale).add_(self._shift).permute(0, 3, 1, 2)
 
 
+class PairView(View):
+    """A view whose inputs are images with the tokens of their texts, int64 (batch, L).
+
+    `batches` and `input_batches` yield tuples of the two in place of images.
+    """
+
+    @classmethod
+    def of(cls, view: View) -> PairView:
+        """Return a view's samples as pairs."""
+        return cls(
+            view.split,
+            view.indices,
+            view.card,
+            view.device,
+            labelled=view.labelled,
+            modality=view.modality,
+            augment=view.augment,
+        )
+
+    def _batches(  # type: ignore[override]
+        self, batch_size: int, rng: torch.Generator | None, per_epoch: int, total: int
+    ) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]]:
+        tokens = self.split.extra["tokens"]
+        known, start = None, 0
+        for rows, x in super()._batches(batch_size, rng, per_epoch, total):
+            start = start if rows is known else 0
+            known, stop = rows, start + len(x)
+            some = torch.from_numpy(np.asarray(tokens[rows[start:stop].numpy()]))
+            start = stop
+            yield rows, (x, some.to(self.device).long())
+
+
+def view_for(module: object, view: View) -> View:
+    """Return a view as a model reads it: as pairs where its attribute `reads` is ``pairs``."""
+    return PairView.of(view) if getattr(module, "reads", "inputs") == "pairs" else view
+
+
 class ClientData:
     """One client's own samples over `split`, the training split that was partitioned.
 
