@@ -2,8 +2,8 @@
 
     logits = W2 relu(W1 (f(image) * f(question)))
 
-Product and classifier are ours: CreamFL's authors tried its encoders on questions too and publish no
-model for that (arXiv:2302.08888).
+Product and classifier are ours: CreamFL's authors tried its encoders on questions too and publish
+no model for that (arXiv:2302.08888).
 """
 
 from __future__ import annotations

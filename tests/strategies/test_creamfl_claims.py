@@ -22,7 +22,7 @@ from tests.strategies.pairs import Scene, unit
 
 FILE = Path(__file__).resolve().parents[2] / "experiments" / "creamfl" / "emoji.yaml"
 PICTURES_ONLY = 0
-CLIENTS = [PICTURES_ONLY, 1, 3, 6]
+CLIENTS = [PICTURES_ONLY, 1, 3, 6]  # pictures, pictures, texts, pairs
 ROUNDS = 8
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -66,23 +66,24 @@ def held_out(scene: Scene, state: Any) -> tuple[Tensor, Tensor]:
 
 
 def test_the_modality_gap_closes_with_inter_and_not_without() -> None:
-    """A client that never sees a text finds the texts of pictures.
+    """Clients that never see a text find the texts of pictures, and not if left to themselves.
 
-    Chance is 1/500 for one and 10/500 for ten of the public texts, 10/318 of the held-out ones.
+    Chance is 10/500 among the public texts and 10/318 among those of unseen emoji.
     """
-    scene, updates, state = played(inter=True, intra=True)
-    mine = updates[0].tensors["local_img"]
-    assert within(mine, state.texts, 1) > 10 / 500
-    assert within(mine, state.texts, 10) > 5 * 10 / 500
-    assert within(*held_out(scene, state), 10) > 1.5 * 10 / 318
-    scene, updates, state = played(inter=False, intra=False, gamma=0.0)
-    mine = updates[0].tensors["local_img"]
-    assert within(mine, state.texts, 1) <= 4 / 500
-    assert within(mine, state.texts, 10) < 2 * 10 / 500
+
+    def found(**terms: Any) -> tuple[float, float]:
+        scene, updates, state = played(**terms)
+        two = [within(u.tensors["local_img"], state.texts, 10) for u in updates[:2]]
+        return sum(two) / 2, within(*held_out(scene, state), 10)
+
+    public, unseen = found(inter=True, intra=True)
+    public_alone, unseen_alone = found(inter=False, intra=False, gamma=0.0)
+    assert public > 5 * 10 / 500 > 2.5 * 10 / 500 > public_alone
+    assert unseen > 3 * 10 / 318 > 2 * 10 / 318 > unseen_alone
 
 
 def test_drift_falls_with_contrast() -> None:
-    """The clients' pictures lie nearer to the server's, most of all with intra."""
+    """The clients' pictures lie nearer to the server's with intra alone, and with both terms."""
 
     def alignment(**terms: Any) -> float:
         _, updates, state = played(**terms)
@@ -91,9 +92,8 @@ def test_drift_falls_with_contrast() -> None:
         return sum(float((rep * state.images).sum(1).mean()) for rep in local) / len(local)
 
     without = alignment(inter=False, intra=False, gamma=0.0)
-    both, inter = alignment(inter=True, intra=True), alignment(inter=True, intra=False)
-    assert both > without + 0.2
-    assert both > inter > without
+    assert alignment(inter=False, intra=True) > without + 0.1
+    assert alignment(inter=True, intra=True) > without + 0.2
 
 
 def test_a_corrupted_client_is_weighed_down() -> None:
