@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from fedsim.params import Params
 from fedsim.public_pairs import Target, distance
 from fedsim.runs.codec import to_bytes
 from strategies.creamfl import CreamFL, disagreement
-from tests.runs import events, tiny
+from tests.runs import environment, events, tiny
 from tests.strategies.pairs import DIM, KINDS, PUBLIC, Scene, small, unit
 
 NOTHING = torch.empty(0, DIM)
@@ -570,3 +572,38 @@ def test_bad_options(section: str, options: dict[str, Any], text: str, tmp_path:
     with pytest.raises(InputError, match=text):
         fedsim.run(tiny(**small(**{section: options})), out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+AT_SCALE = """
+import resource, time, torch
+from fedsim.client import Update
+from strategies.creamfl import CreamFL
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+def unit():
+    x = torch.randn(50_000, 256, generator=generator)
+    return x.div_(x.norm(dim=1, keepdim=True))
+same, other = unit(), unit()
+updates = [Update({"local_img": unit(), "local_txt": unit()}, 1.0, client=c) for c in range(10)]
+started = time.perf_counter()
+found = CreamFL().ensemble("img", updates, same, other)
+assert torch.isfinite(found.mean).all()
+seconds = time.perf_counter() - started
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, seconds)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_aggregation_at_the_papers_scale_stays_under_two_gib() -> None:
+    """50,000 pairs, 256 dimensions, ten clients with both modalities: all that a process holds."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_SCALE],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    gib, seconds = map(float, done.stdout.split())
+    assert gib < 2.0
+    print(f"{gib:.2f} GiB, {seconds:.0f} s")
