@@ -103,6 +103,7 @@ def server_context(parts: Parts) -> ServerContext:
         model=parts.model,
         dataset=dataset,
         server=View(dataset.train, owned, dataset.card) if len(owned) else None,
+        modalities=parts.manifest.modality,
     )
 
 

@@ -120,6 +120,8 @@ class Client:
         sends: the keys of `Update.tensors`.
         stateful: whether `init_state` gives every client a state that the platform keeps.
         personal: whether `personal_model` gives each client a model of its own.
+        alike: whether all clients send tensors of the same names and shapes; one that does not is
+            left out then.
     """
 
     @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Client:
     sends: ClassVar[frozenset[str]] = frozenset({"model"})
     stateful: ClassVar[bool] = False
     personal: ClassVar[bool] = False
+    alike: ClassVar[bool] = True
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,22 +149,30 @@ def group_size(experiment: Experiment, client: Any, module: nn.Module) -> int:
 def build_model(experiment: Experiment, card: Card) -> nn.Module:
     """Return the model with its initial weights, which depend on the experiment's seed alone.
 
-    A model that needs to know more of its data than the shape has a method ``set_card(card)``.
+    A function with a third positional argument is given the data set's card there.
     """
     function, options = _build(experiment, "models")
+    about: tuple[Any, ...] = (card.input_shape, len(card.classes))
+    if _num_positional(function) > len(about):
+        about += (card,)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(rng.derive(experiment.seed, "model"))
         with _named("model", options):
-            module = function(card.input_shape, len(card.classes), **options)
+            module = function(*about, **options)
     if not isinstance(module, nn.Module):
         raise InputError(
             f"model.name {experiment.model.name!r} must return a torch Module, got "
             f"{type(module).__name__}"
         )
-    set_card: Any = getattr(module, "set_card", None)
-    if set_card is not None:
-        set_card(card)
     return module
+
+
+def _num_positional(function: Callable[..., Any]) -> int:
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(function).parameters.values()
+    return sum(
+        p.kind is kinds[0] or (p.kind is kinds[1] and p.default is p.empty) for p in parameters
+    )
 
 
 def build_client(experiment: Experiment) -> Any:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.client import Client, ClientContext, GroupUpdate, Task, Tree, Update
-from fedsim.data.views import ClientData, View
+from fedsim.data.views import ClientData, View, view_for
 from fedsim.errors import InputError, check
 from fedsim.groups import Batch, GroupFit, Orders
 from fedsim.maths import losses
@@ -129,7 +129,10 @@ class LocalSGD(Client):
         return {}
 
     def loss(self, fit: Fit, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of a batch, x (batch, C, H, W) and y (batch,)."""
+        """Return the loss of a batch, x (batch, C, H, W) and y (batch,).
+
+        For a model that reads pairs x is a tuple of images and tokens.
+        """
         return self.criterion(fit, fit.ctx.model.module(x), y)
 
     def criterion(self, fit: Fit, logits: Tensor, y: Tensor) -> Tensor:
@@ -207,7 +210,9 @@ class LocalSGD(Client):
         total = torch.zeros((), device=ctx.device)
         samples = 0
         steps = config.steps if epochs is None else None
-        batches = view.batches(config.batch_size, rng, epochs or config.epochs, steps)
+        batches = view_for(ctx.model.module, view).batches(
+            config.batch_size, rng, epochs or config.epochs, steps
+        )
         for x, y in batches:
             loss = self.loss(fit, x, y)
             grads = list(torch.autograd.grad(loss, parameters))

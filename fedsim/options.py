@@ -108,6 +108,12 @@ def validate(
             if build_nested is not None and kind is not None:
                 section = _section(value, f"{key}.{name}", kind)
                 values[name] = build_nested(annotation, kind, section, f"{key}.{name}")
+            elif (
+                build_nested is not None
+                and value is not None
+                and (each := nested_values(annotation)) is not None
+            ):
+                values[name] = _build_each(value, each, f"{key}.{name}", build_nested)
             elif isinstance(value, str) and _is_callable(annotation):
                 values[name] = load_reference(value, base, f"{key}.{name}")
             else:
@@ -132,6 +138,18 @@ def nested_kind(annotation: Any) -> str | None:
     if _is_flower_strategy(annotation):
         return "strategies"
     return getattr(annotation, "component_kind", None)
+
+
+def nested_values(annotation: Any) -> Any:
+    """Return the type of the values of options that map names to components, else None."""
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        found = [nested_values(some) for some in get_args(annotation)]
+        return next((some for some in found if some is not None), None)
+    if get_origin(annotation) in (dict, collections.abc.Mapping):
+        value = get_args(annotation)[1]
+        if nested_kind(value) is not None:
+            return value
+    return None
 
 
 def words(annotation: Any) -> str:
@@ -183,6 +201,27 @@ def _section(value: Any, key: str, kind: str) -> Mapping[str, Any]:
             f"{{name: {example}}}, got {show(value)}"
         )
     return value
+
+
+def _build_each(
+    value: Any,
+    annotation: Any,
+    key: str,
+    build_nested: Callable[[Any, str, Mapping[str, Any], str], Any],
+) -> dict[str, Any]:
+    """Return the components of a mapping of sections, all of the type `annotation`."""
+    kind = nested_kind(annotation)
+    assert kind is not None
+    if not isinstance(value, Mapping):
+        what, example = _NESTED[kind]
+        raise InputError(
+            f"{key} must map names to a {what} each, such as {{a: {{name: {example}}}}}, got "
+            f"{show(value)}"
+        )
+    return {
+        name: build_nested(annotation, kind, _section(some, f"{key}.{name}", kind), f"{key}.{name}")
+        for name, some in value.items()
+    }
 
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -176,6 +176,26 @@ class Params(Mapping[str, Tensor]):
         flat = torch.cat([self.flat[run] for run in runs]) if runs else self.flat[:0].clone()
         integers = {name: self.integers[name].clone() for name in layout.integers}
         return Params(layout, flat, integers)
+
+    def inside(self, layer: str) -> Params:
+        """Return independent Params of what lies under a layer, named without it.
+
+        ``inside("body")`` has ``0.weight`` where this has ``body.0.weight``.
+        """
+        start = len(layer) + 1
+        return self.only(under((layer,)))._renamed(lambda name: name[start:])
+
+    def put_under(self, layer: str) -> Params:
+        """Return the same tensors, named as under a layer: the reverse of `inside`."""
+        return self._renamed(lambda name: f"{layer}.{name}")
+
+    def _renamed(self, rename: Callable[[str], str]) -> Params:
+        layout = replace(
+            self.layout,
+            names=tuple(map(rename, self.layout.names)),
+            integers=tuple(map(rename, self.layout.integers)),
+        )
+        return Params(layout, self.flat, {rename(n): t for n, t in self.integers.items()})
 
     def merged(self, tensors: Mapping[str, Tensor]) -> Params:
         """Return a copy in which the named tensors are replaced.

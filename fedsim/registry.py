@@ -23,7 +23,14 @@ from typing import Any, TypeVar
 from fedsim.config import Experiment, Section, join_problems, load_experiment
 from fedsim.errors import InputError, nearest
 from fedsim.loading import absolute_reference, load_reference, reason
-from fedsim.options import REQUIRED, config_class, nested_kind, options, validate
+from fedsim.options import (
+    REQUIRED,
+    config_class,
+    nested_kind,
+    nested_values,
+    options,
+    validate,
+)
 from fedsim.registered import Registered, enter, known, of_program
 
 __all__ = [
@@ -253,10 +260,12 @@ def _fill(
             value = getattr(configured, option)
         nested = nested_kind(annotation)
         section = given.get(option, getattr(default, "section", None))
+        each = nested_kind(nested_values(annotation))
         if nested is not None and section is not None:
-            rest = {k: v for k, v in section.items() if k != "name"}
-            again = configure(nested, section["name"], rest, base)
-            filled[option] = _fill(nested, section["name"], rest, again, base)
+            filled[option] = _fill_nested(nested, section, base)
+        elif each is not None and given.get(option) is not None:
+            named = given[option].items()
+            filled[option] = {name: _fill_nested(each, some, base) for name, some in named}
         elif option in given and callable(value):
             filled[option] = absolute_reference(given[option], base)
         else:
@@ -264,6 +273,11 @@ def _fill(
             with contextlib.suppress(TypeError, ValueError):
                 filled[option] = json.loads(json.dumps(value))
     return filled
+
+
+def _fill_nested(kind: str, section: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
+    rest = {k: v for k, v in section.items() if k != "name"}
+    return _fill(kind, section["name"], rest, configure(kind, section["name"], rest, base), base)
 
 
 def _nested(

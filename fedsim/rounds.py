@@ -103,6 +103,7 @@ class RoundLoop:
             self._initial,
             foreign_client=foreign,
             client_sends=frozenset() if foreign else parts.client.sends,
+            alike=foreign or parts.client.alike,
             block_means=isinstance(parts.strategy, Strategy),
             group_size=1 if foreign else group_size(experiment, parts.client, parts.model.module),
             min_survivors=experiment.screening.min_survivors,

@@ -24,6 +24,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedsim import rng
 from fedsim.client import Metrics, Update
+from fedsim.data.partition import MODALITIES, Modality
 from fedsim.engine.letters import Letter, Letters
 from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.maths.trees import Tree, weighted_mean
@@ -43,6 +44,7 @@ class ServerContext:
 
     `model` is a resident model of the server's own; load parameters into it before use. `server`
     are the training samples that the partition gives to the server itself, None if it gives none.
+    `modalities` uint8 (num_clients,) says which of `MODALITIES` each client holds; empty if all.
     """
 
     seed: int
@@ -53,10 +55,15 @@ class ServerContext:
     model: FlatModel
     dataset: Dataset
     server: View | None = None
+    modalities: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def generator(self, purpose: str, round: int) -> torch.Generator:
         """Return the generator of this purpose and round (one address, one stream)."""
         return rng.torch_generator(self.seed, f"strategy/{purpose}", round)
+
+    def modality(self, client: int) -> Modality:
+        """Return what a client holds of an image-text pair."""
+        return MODALITIES[int(self.modalities[client])] if len(self.modalities) else "all"
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 
 import fedsim
 from fedsim import components, registry
+from fedsim.assembly import Parts, server_context
 from fedsim.client import Update
 from fedsim.data.partition import Manifest
 from fedsim.data.views import View
@@ -19,9 +20,9 @@ from fedsim.engine.jobs import Assignment, Block, WorkerSpec
 from fedsim.engine.worker import Worker
 from fedsim.errors import RunFailed
 from fedsim.maths import trees
-from fedsim.params import Params
+from fedsim.params import FlatModel, Params
 from fedsim.runs.codec import from_bytes, to_bytes
-from fedsim.strategy import Payload, ServerContext
+from fedsim.strategy import Payload
 from tests.runs import assert_same, events, prepared, tiny
 from tests.test_survival import StopAt
 
@@ -36,6 +37,17 @@ NORMED = {"name": f"{Path(__file__).resolve().parent}/models.py:normed"}
 PROMPTED = {"name": "vit", "width": 16, "heads": 2, "layers": 2, "prompts": 3}
 """For strategies that refuse a model without prompts."""
 
+_TOWERS = {
+    "image": {"name": "cnn", "channels": [3], "hidden": 6},
+    "text": {"name": "text", "width": 6},
+}
+PAIRED = {
+    "name": "image-text",
+    "dim": 6,
+    **{f"{part}{m}": _TOWERS[m] for m in _TOWERS for part in ("", "server_", "pairs_")},
+}
+"""For strategies that refuse a model without towers of images and texts."""
+
 
 def required(kind: str, name: str) -> dict[str, Any]:
     """Return values for the options that have no default: none so far."""
@@ -47,14 +59,27 @@ def required(kind: str, name: str) -> dict[str, Any]:
 
 def experiment(strategy: str, **changes: Any) -> dict[str, Any]:
     section = {"name": strategy, **required("strategies", strategy)}
-    return tiny(**{"strategy": section, **changes, **fitting(strategy)})
+    return tiny(**{"strategy": section, **fitting(strategy, **changes)})
 
 
-def fitting(strategy: str) -> dict[str, Any]:
-    """Return the model that a strategy can not do without, if there is such."""
+def fitting(strategy: str, **changes: Any) -> dict[str, Any]:
+    """Return the changes, with the model and data that a strategy can not do without."""
     if strategy == "pfedpg":
-        return {"model": PROMPTED}
-    return {"model": NORMED} if strategy in ("fedbn", "silobn") else {}
+        return {**changes, "model": PROMPTED}
+    if strategy in ("fedbn", "silobn"):
+        return {**changes, "model": NORMED}
+    if strategy not in ("creamfl", "feddf", "multimodal-fedavg"):
+        return changes
+    # Clients and held-out parts as they were wanted, beside public pairs of images and texts.
+    given = dict(changes.get("partition", {"name": "iid", "clients": 8}))
+    kept = {key: given.pop(key) for key in ("clients", "validation", "test") if key in given}
+    return {
+        **changes,
+        "dataset": {"name": "emoji", "vendors": ["noto"], "share": 0.12},
+        "partition": {"name": "public", "size": 24, **kept, "within": given},
+        "model": PAIRED,
+        "client": {"epochs": 1, "batch_size": 32, "lr": 0.1},
+    }
 
 
 def numbers(update: Update) -> list[torch.Tensor]:
@@ -68,16 +93,16 @@ class Played:
     """A strategy and its clients, played by hand for a round."""
 
     def __init__(self, name: str, **changes: Any) -> None:
-        settings = {"strategy": {"name": name}, **fitting(name), **changes}
+        settings = {"strategy": {"name": name}, **fitting(name, **changes)}
         self.experiment = prepared(**settings)
-        self.worker = Worker(WorkerSpec(self.experiment))
-        self.manifest = components.build_partition(self.experiment, self.worker.dataset)
+        dataset = components.build_dataset(self.experiment)
+        self.manifest = components.build_partition(self.experiment, dataset)
+        self.worker = Worker(WorkerSpec(self.experiment, public=self.manifest.public_rows))
         self.strategy = components.build_strategy(self.experiment)
         self.client = self.worker.client
-        dataset, model = self.worker.dataset, self.worker.model
-        clients = self.experiment.partition.clients
-        context = ServerContext(0, 3, clients, clients, dataset.num_classes, model, dataset)
-        self.strategy.bind(model.params(), context)
+        model = FlatModel(components.build_model(self.experiment, dataset.card))
+        parts = Parts(self.experiment, dataset, self.manifest, self.strategy, self.client, model)
+        self.strategy.bind(model.params(), server_context(parts))
         self.states: dict[int, Any] = {}
 
     def train(self, client: int, payload: Any, round: int = 1) -> Update:

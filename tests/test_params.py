@@ -115,3 +115,19 @@ def test_a_vector_of_another_length_is_refused() -> None:
     for flat in (params.flat[:-1], params.flat[None], torch.zeros(())):
         with pytest.raises(ValueError, match="is a vector of 9 elements, got the shape"):
             params.replace(flat)
+
+
+def test_what_lies_under_a_layer_by_its_own_names() -> None:
+    params = FlatModel(nn.ModuleDict({"a": network(), "ab": network()})).params()
+    part = params.inside("a")
+    assert set(part) == set(network().state_dict())
+    assert part.layout.integers == ("1.num_batches_tracked",)
+    assert part["0.weight"].equal(params["a.0.weight"])
+    part["0.weight"].zero_()
+    assert bool(params["a.0.weight"].any())
+    moved = part.put_under("ab")
+    assert set(moved) == {name for name in params if name.startswith("ab.")}
+    merged = params.merged(moved)
+    assert not bool(merged["ab.0.weight"].any())
+    assert merged["a.0.weight"].equal(params["a.0.weight"])
+    assert part.layout == params.inside("ab").layout

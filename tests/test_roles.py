@@ -136,3 +136,54 @@ def test_a_share_and_a_tail_are_divided_and_nothing_else(tmp_path: Path) -> None
     assert sizes.sum() < 719
     names = set(run.metrics["name"])
     assert {"generic/accuracy_many", "generic/accuracy_medium", "generic/accuracy_few"} <= names
+
+
+UNLIKE = '''
+import torch
+from fedsim.client import Update
+from fedsim.local_sgd import LocalSGD
+from strategies.fedavg import FedAvg
+
+
+class Unlike(LocalSGD):
+    """Sends the model and as many numbers as its id."""
+
+    alike = {alike}
+    sends = frozenset({{"model", "numbers"}})
+
+    def train(self, payload, state, data, rng, ctx):
+        numbers = torch.zeros(1 if ctx.client_id < 3 else ctx.client_id)
+        return None, Update({{"model": payload["model"], "numbers": numbers}}, 1.0)
+
+
+class Sizes(FedAvg):
+    """Reports how much was sent, and what whose clients hold."""
+
+    weighted_mean = False
+
+    def aggregate(self, state, updates):
+        sizes = [len(u.tensors["numbers"]) for u in updates]
+        held = [self.ctx.modality(c) for c in range(self.ctx.num_clients)]
+        return state, {{"sent": float(sum(sizes)), "texts": float(held.count("text"))}}
+'''
+
+
+@pytest.mark.parametrize(("alike", "sent"), [(True, 3), (False, 1 + 1 + 1 + 3 + 4)])
+def test_clients_that_send_other_shapes_are_kept_where_that_is_meant(
+    alike: bool, sent: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "unlike.py"
+    file.write_text(UNLIKE.format(alike=alike))
+    run = fedsim.run(
+        tiny(
+            dataset={"name": "emoji", "share": 0.1},
+            partition={"name": "modality", "clients": 5, "images": 2, "texts": 2, "pairs": 1},
+            strategy={"name": f"{file}:Sizes"},
+            client={"name": f"{file}:Unlike"},
+            rounds=1,
+        ),
+        out=tmp_path,
+    )
+    assert run.final["train/sent"] == sent
+    assert run.final["train/texts"] == 2
+    assert len(events(run, "screened")) == (2 if alike else 0)

@@ -55,6 +55,26 @@ def read_image(
     return pixels[..., None] if channels == 1 else pixels
 
 
+def resize_images(x: np.ndarray, size: tuple[int, int], fit: Fit = "squash") -> np.ndarray:
+    """Return images uint8 (n, H, W, C) as uint8 (n, *size, 3), resized as `read_image` does."""
+    from PIL import Image, ImageOps
+
+    if x.shape[3] == 1:
+        x = np.repeat(x, 3, axis=3)
+    if x.shape[1:3] == tuple(size):
+        return np.array(x)
+    wanted = (size[1], size[0])
+    made = np.empty((len(x), *size, 3), np.uint8)
+    for row, pixels in zip(made, x, strict=True):
+        image: Image.Image = Image.fromarray(np.ascontiguousarray(pixels))
+        if fit == "crop":
+            image = ImageOps.fit(image, wanted, Image.Resampling.BICUBIC)
+        else:
+            image = image.resize(wanted, Image.Resampling.BICUBIC)
+        row[:] = np.asarray(image)
+    return made
+
+
 def channel_stats(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std per channel of ``x / 255``, x uint8 (n, H, W, C); exact sums.
 

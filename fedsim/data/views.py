@@ -78,14 +78,18 @@ class View:
     def __len__(self) -> int:
         return len(self._index)
 
-    def inputs(self, order: Order = None) -> torch.Tensor:
+    def inputs(self, order: Order = None, rng: torch.Generator | None = None) -> torch.Tensor:
         """Return the inputs of all samples, or of those at the positions in `order`.
+
+        With a generator they are changed as those of `batches` are, where there is `augment`.
 
         Raises:
             HiddenData: the images of a client that holds texts only.
         """
         self._check_inputs()
-        return self._gather(self._rows(order))
+        if self.augment is None or rng is None:
+            return self._gather(self._rows(order))
+        return self._augmented(self._read(self._rows(order)), rng)
 
     def labels(self, order: Order = None) -> torch.Tensor:
         """Return the labels of all samples, or of those at the positions in `order`.
@@ -203,9 +207,12 @@ class View:
                 else:
                     # Draws are made batch by batch: the chunk depends on the device.
                     for x in self._read(some).split(batch_size):
-                        x = self._normalise(self.augment.pixels(x, rng))
-                        yield rows, self.augment.normalised(x, rng)
+                        yield rows, self._augmented(x, rng)
             total -= per_epoch
+
+    def _augmented(self, x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        assert self.augment is not None
+        return self.augment.normalised(self._normalise(self.augment.pixels(x, rng)), rng)
 
     def _check_labels(self) -> None:
         if not self.labelled:
@@ -235,6 +242,43 @@ class View:
         # Two passes, not one addcmul: they take half the time, and a value never depends on
         # where in the chunk it stands.
         return x.mul_(self._scale).add_(self._shift).permute(0, 3, 1, 2)
+
+
+class PairView(View):
+    """A view whose inputs are images with the tokens of their texts, int64 (batch, L).
+
+    `batches` and `input_batches` yield tuples of the two in place of images.
+    """
+
+    @classmethod
+    def of(cls, view: View) -> PairView:
+        """Return a view's samples as pairs."""
+        return cls(
+            view.split,
+            view.indices,
+            view.card,
+            view.device,
+            labelled=view.labelled,
+            modality=view.modality,
+            augment=view.augment,
+        )
+
+    def _batches(  # type: ignore[override]
+        self, batch_size: int, rng: torch.Generator | None, per_epoch: int, total: int
+    ) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]]:
+        tokens = self.split.extra["tokens"]
+        known, start = None, 0
+        for rows, x in super()._batches(batch_size, rng, per_epoch, total):
+            start = start if rows is known else 0
+            known, stop = rows, start + len(x)
+            some = torch.from_numpy(np.asarray(tokens[rows[start:stop].numpy()]))
+            start = stop
+            yield rows, (x, some.to(self.device).long())
+
+
+def view_for(module: object, view: View) -> View:
+    """Return a view as a model reads it: as pairs where its attribute `reads` is ``pairs``."""
+    return PairView.of(view) if getattr(module, "reads", "inputs") == "pairs" else view
 
 
 class ClientData:

@@ -56,7 +56,7 @@ class SimulationGrid(Grid):
 
     `block_means` allows blocks to answer with their mean, which only the outermost strategy can
     decide; `group_size` is how many clients the client method trains at once. With `pooled` client
-    0 trains on the training samples of all.
+    0 trains on the training samples of all. Without `alike` clients may send different shapes.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class SimulationGrid(Grid):
         abort_on_defect: bool = False,
         evaluation_clients: list[int] | None = None,
         pooled: bool = False,
+        alike: bool = True,
     ) -> None:
         self.executor = executor
         self.population = manifest.num_clients
@@ -89,6 +90,7 @@ class SimulationGrid(Grid):
         self._group_size = group_size
         self._min_survivors = min_survivors
         self._abort = abort_on_defect
+        self._alike = alike
         self._seconds: dict[int, float] = {}  # of each client's latest training
         self._pace = 1e-3  # seconds a training sample takes, over the latest round
         self._run = compat.empty_run()
@@ -213,7 +215,8 @@ class SimulationGrid(Grid):
         if survivors:
             letter = by_client[survivors[0].client]
             replies.append(compat.reply_to(letter.message(), _mean_content(sums, survivors)))
-        return self._consistent(replies, by_client) if training and not reduce else replies
+        compared = training and not reduce and self._alike
+        return self._consistent(replies, by_client) if compared else replies
 
     def _results(self, blocks: list[Block], payload: Tree) -> Iterator[BlockResult]:
         """Run blocks; yield the results in order, each as soon as those before it are there."""

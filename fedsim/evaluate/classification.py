@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.data.views import View
+from fedsim.data.views import View, view_for
 from fedsim.evaluate.scorer import Scorer
 from fedsim.moments import Moments
 
@@ -122,7 +122,7 @@ def counts(
             lambda _, inputs: given.append(inputs[0])
         )
     with torch.inference_mode(), watch or nullcontext():
-        for x, y in view.batches(batch_size):
+        for x, y in view_for(module, view).batches(batch_size):
             logits = module(x)
             if features:
                 some = Moments.of(given.pop(), y, num_classes)

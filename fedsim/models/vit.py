@@ -193,6 +193,8 @@ class PromptedViT(BodyHead):
 def vit(
     input_shape: tuple[int, int, int],
     num_classes: int,
+    card: Card | None = None,
+    /,
     *,
     weights: str | None = None,
     prompts: int = 10,
@@ -258,7 +260,10 @@ def vit(
         check(side % piece == 0, f"{what} must be a multiple of the patch ({piece})", side)
     backbone = Backbone(model, fixed=frozen, image_size=image_size)
     body = PromptedBody(backbone, prompts, deep, bfloat16=precision == "bfloat16")
-    return PromptedViT(body, num_classes, frozen, int(cache * 2**30), wanted)
+    module = PromptedViT(body, num_classes, frozen, int(cache * 2**30), wanted)
+    if card is not None:
+        module.set_card(card)
+    return module
 
 
 def _given(asked: dict[str, int | None]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from fedsim.data.dataset import Samples
 from fedsim.data.nested import Partition
 from fedsim.data.partition import Assignment
 from fedsim.data.partitions._dealing import subset
-from fedsim.errors import InputError, check
+from fedsim.errors import InputError, check, nearest
 
 
 def number_of(share: float, n: int, key: str) -> int:
@@ -39,3 +39,26 @@ def set_aside(
             "partition may"
         )
     return replace(divided.on_rows(rows), server=server.astype(np.int32))
+
+
+def rows_of_domain(samples: Samples, name: str, option: str) -> np.ndarray:
+    """Return the rows of a domain that has some of the samples, and not all.
+
+    Raises:
+        InputError: there is no such domain; `option` is what messages call it by.
+    """
+    names = samples.domain_names
+    if samples.domains is None:
+        raise InputError(f"partition.{option} needs a data set with domains")
+    if name not in names:
+        raise InputError(
+            f"partition.{option} must be one of {', '.join(names)}, got {name!r}."
+            f"{nearest(name, names)}"
+        )
+    rows = np.flatnonzero(samples.domains == names.index(name))
+    check(
+        0 < len(rows) < len(samples),
+        f"partition.{option} must have some of the {len(samples)} samples and leave some",
+        f"{name!r} with {len(rows)}",
+    )
+    return rows

@@ -12,7 +12,7 @@ from fedsim.data.dataset import Samples
 from fedsim.data.nested import Partition
 from fedsim.data.partition import Assignment
 from fedsim.data.partitions._dealing import IID, check_sizes
-from fedsim.data.partitions._server import number_of, set_aside
+from fedsim.data.partitions._server import number_of, rows_of_domain, set_aside
 from fedsim.errors import InputError, check
 
 
@@ -23,15 +23,20 @@ def public(
     *,
     size: int | None = None,
     share: float | None = None,
+    domain: str | None = None,
     within: Partition = IID,
 ) -> Assignment:
     """A random public set that all know, of `size` samples or a `share`; the rest by `within`.
 
+    With `domain` it is drawn from the samples of that domain alone.
+
     Raises:
-        InputError: neither or both of `size` and `share`; a public set of all samples or more.
+        InputError: neither or both of `size` and `share`; a public set of all samples or more; an
+            unknown domain.
     """
     check_sizes(samples, clients, 1)
-    n = len(samples)
+    rows = np.arange(len(samples)) if domain is None else rows_of_domain(samples, domain, "domain")
+    n = len(rows)
     if (size is None) == (share is None):
         raise InputError(
             "partition.size or partition.share must say how large the public set is, got "
@@ -39,6 +44,7 @@ def public(
         )
     if size is None:
         size = number_of(share or 0.0, n, "partition.share")
-    check(1 <= size < n, f"partition.size must be in 1..{n - 1}, below the number of samples", size)
-    divided = set_aside(samples, rng.permutation(n)[:size], clients, within, rng)
+    most = n - 1 if n == len(samples) else n
+    check(1 <= size <= most, f"partition.size must be in 1..{most}, the samples there are", size)
+    divided = set_aside(samples, rows[rng.permutation(n)[:size]], clients, within, rng)
     return replace(divided, public=np.ones(size, np.uint8))

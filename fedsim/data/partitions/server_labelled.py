@@ -12,8 +12,8 @@ from fedsim.data.dataset import Samples
 from fedsim.data.nested import Partition
 from fedsim.data.partition import Assignment
 from fedsim.data.partitions._dealing import IID, check_sizes
-from fedsim.data.partitions._server import number_of, set_aside
-from fedsim.errors import InputError, check, nearest
+from fedsim.data.partitions._server import number_of, rows_of_domain, set_aside
+from fedsim.errors import InputError
 
 
 def server_labelled(
@@ -43,24 +43,6 @@ def server_labelled(
         size = number_of(server_share or 0.0, n, "partition.server_share")
         server = rng.permutation(n)[:size]
     else:
-        server = _of_domain(samples, server_domain)
+        server = rows_of_domain(samples, server_domain, "server_domain")
     divided = set_aside(samples, server, clients, within, rng)
     return replace(divided, labelled=np.zeros(clients, np.uint8))
-
-
-def _of_domain(samples: Samples, name: str) -> np.ndarray:
-    names = samples.domain_names
-    if samples.domains is None:
-        raise InputError("partition.server_domain needs a data set with domains")
-    if name not in names:
-        raise InputError(
-            f"partition.server_domain must be one of {', '.join(names)}, got {name!r}."
-            f"{nearest(name, names)}"
-        )
-    rows = np.flatnonzero(samples.domains == names.index(name))
-    check(
-        0 < len(rows) < len(samples),
-        f"partition.server_domain must have some of the {len(samples)} samples and leave some",
-        f"{name!r} with {len(rows)}",
-    )
-    return rows

@@ -77,6 +77,7 @@ def test_the_completed_experiment_holds_every_default_of_the_nested_one() -> Non
         "name": "public",
         "size": 3,
         "share": None,
+        "domain": None,
         "within": {
             "name": "modality",
             "images": 4,

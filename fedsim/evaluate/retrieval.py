@@ -1,0 +1,199 @@
+"""Scoring retrieval: which of all texts belongs to an image, and which image to a text.
+
+    rank of a query   the unrelated items that are at least as similar to it as the most similar of
+                      its own (several captions of an image: the best one counts)
+    recall@K          the share of queries with a rank below K
+
+Samples of one group (the column `group`, else each for itself) belong together; an image that is
+repeated for its captions is one image, a text that is repeated in its group one text. Ties count
+against the model. *folds* are runs of so many images with their texts, and the mean over them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.data.views import View
+from fedsim.evaluate.scorer import Scorer
+from fedsim.maths.contrastive import similarities
+from fedsim.moments import Moments
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
+
+    from fedsim.data.dataset import Dataset
+
+RANKS = (1, 5, 10)
+
+
+@dataclass
+class Embedded:
+    """Unit vectors (n, d) of the images and texts of n samples, and what belongs together.
+
+    `group` int64 (n,) numbers what belongs together, `image` and `text` int64 (n,) are equal where
+    the image, or the text, is the same.
+    """
+
+    images: Tensor
+    texts: Tensor
+    group: np.ndarray
+    image: np.ndarray
+    text: np.ndarray
+    fold: int
+
+    moments: ClassVar[Moments | None] = None
+
+    def __add__(self, other: Embedded) -> Embedded:
+        return Embedded(
+            torch.cat([self.images, other.images]),
+            torch.cat([self.texts, other.texts]),
+            np.concatenate([self.group, other.group]),
+            np.concatenate([self.image, other.image]),
+            np.concatenate([self.text, other.text]),
+            self.fold,
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return recalls in [0, 1] and the sum of those at 1, among all and, if several, in folds.
+
+        Raises:
+            ValueError: there were no samples.
+        """
+        if len(self.group) == 0:
+            raise ValueError("a model cannot be scored on no samples")
+        images, texts = first_rows(self.group, self.image), first_rows(self.group, self.text)
+        found = self._recalls(images, texts)
+        folds = [some for some in self._folds(images, texts) if len(some[0])]
+        if len(folds) > 1:
+            each = [self._recalls(*some) for some in folds]
+            for name in list(found):
+                found[f"{name}/folds"] = sum(recalls[name] for recalls in each) / len(each)
+        found["recall_sum"] = sum(v for name, v in found.items() if name.startswith("recall@1/"))
+        return found
+
+    def _recalls(self, images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
+        """Return the recalls of the images and texts at these rows."""
+        group = torch.from_numpy(self.group)
+        rows = torch.from_numpy(images), torch.from_numpy(texts)
+        x, y = self.images[rows[0]], self.texts[rows[1]]
+        ranks = {
+            "i2t": best_ranks(x, y, group[rows[0]], group[rows[1]]),
+            "t2i": best_ranks(y, x, group[rows[1]], group[rows[0]]),
+        }
+        return {
+            f"recall@{k}/{way}": float((found < k).double().mean())
+            for way, found in ranks.items()
+            for k in RANKS
+        }
+
+    def _folds(self, images: np.ndarray, texts: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the rows of images and texts of each whole fold, in the order of the samples."""
+        cut = []
+        for start in range(0, len(images) - self.fold + 1, self.fold):
+            some = images[start : start + self.fold]
+            cut.append((some, texts[np.isin(self.group[texts], self.group[some])]))
+        return cut
+
+    def balanced(self) -> float | None:
+        """Return None: there are no classes."""
+        return None
+
+    def by_shots(self, groups: Sequence[np.ndarray]) -> dict[str, float]:
+        """Return nothing: there are no classes."""
+        return {}
+
+
+def best_ranks(queries: Tensor, items: Tensor, of_query: Tensor, of_item: Tensor) -> Tensor:
+    """Return the rank of each query's best own item among the unrelated ones, int64 (n,).
+
+    `queries` (n, d) and `items` (m, d) are unit vectors; own are the items of the query's group,
+    of which there must be one. Ties count against the query.
+    """
+    ranks = torch.empty(len(queries), dtype=torch.int64)
+    for rows, similar in similarities(queries, items):
+        own = of_query[rows].unsqueeze(1) == of_item
+        best = similar.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        ranks[rows] = ((similar >= best) & ~own).sum(1)
+    return ranks
+
+
+class Retrieval(Scorer):
+    """Scores modules with `images` and `texts`, which map inputs to unit vectors (batch, d)."""
+
+    headline = "recall_sum"
+
+    def __init__(self, fold: int = 1000) -> None:
+        self.fold = fold
+
+    def tally(
+        self,
+        module: Any,
+        view: View,
+        num_classes: int = 0,
+        batch_size: int = 512,
+        *,
+        features: bool = False,
+    ) -> Embedded:
+        split, rows = view.split, view.indices
+        group = split.extra.get("group", np.arange(len(split)))
+        return Embedded(
+            embedded(module, view, "image", batch_size).cpu(),
+            embedded(module, view, "text", batch_size).cpu(),
+            np.asarray(group)[rows].astype(np.int64),
+            _numbers(split.x, rows),
+            _numbers(split.extra["tokens"], rows),
+            self.fold,
+        )
+
+    def picture(self, module: Any, dataset: Dataset) -> Figure | None:
+        from fedsim.report.retrieval import retrieval_figure
+
+        return retrieval_figure(self, module, dataset)
+
+
+@torch.no_grad()
+def embedded(module: Any, view: View, modality: str, batch_size: int = 512) -> Tensor:
+    """Return the unit vectors (n, d) of a view's images or texts, in its order, on its device.
+
+    `module` has `images` or `texts`; it runs in evaluation mode and is left in the mode it was in.
+    """
+    training = module.training
+    module.eval()
+    made = []
+    for order in view.index_batches(batch_size):
+        if modality == "image":
+            made.append(module.images(view.inputs(order)))
+        else:
+            made.append(module.texts(tokens_of(view, order)))
+    module.train(training)
+    return torch.cat(made) if made else torch.empty(0, 0, device=view.device)
+
+
+def tokens_of(view: View, order: Tensor | None = None) -> Tensor:
+    """Return the int64 tokens (n, L) of the texts of image-text pairs."""
+    tokens = view.column("tokens", order)
+    assert isinstance(tokens, Tensor)
+    return tokens.long()
+
+
+def _numbers(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return a number int64 for each of the rows (n,), equal exactly where their bytes are."""
+    found = np.empty(len(rows), np.int64)
+    for i, row in enumerate(rows.tolist()):
+        digest = hashlib.blake2b(np.ascontiguousarray(array[row]).data, digest_size=8).digest()
+        found[i] = int.from_bytes(digest, "little", signed=True)
+    return found
+
+
+def first_rows(group: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """Return the first row of each different item of a group, ascending."""
+    pairs = np.stack([group, item], axis=1)
+    return np.sort(np.unique(pairs, axis=0, return_index=True)[1])

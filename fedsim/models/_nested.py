@@ -1,0 +1,47 @@
+"""A model as an option of another one: ``image: {name: cnn, channels: [16, 32]}``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import nn
+
+from fedsim.errors import InputError
+
+
+@dataclass(frozen=True)
+class Model:
+    """A named model and its options, called as ``tower(input_shape, num_classes)``.
+
+    An option annotated with this type is a section of its own in an experiment file; its default
+    is such an object too. `option` is the option's name, as messages tell it.
+    """
+
+    component_kind: ClassVar[str] = "models"
+
+    name: str
+    function: Callable[..., nn.Module]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    option: str = ""
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The name and options as an experiment file holds them."""
+        return {"name": self.name, **self.options}
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{k}: {v}" for k, v in self.section.items()) + "}"
+
+    def __call__(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        """Return the model.
+
+        Raises:
+            InputError: whatever the model refuses, with the option's name before it.
+        """
+        try:
+            return self.function(input_shape, num_classes, **self.options)
+        except InputError as error:
+            where = f"model.{self.option}" if self.option else f"model {self.name!r}"
+            raise InputError(f"{where}: {error}") from error

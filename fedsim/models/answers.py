@@ -1,0 +1,98 @@
+"""Answers to questions about images, on the frozen towers of a run that has finished.
+
+    logits = W2 relu(W1 (f(image) * f(question)))
+
+Product and classifier are ours: CreamFL's authors tried its encoders on questions too and publish
+no model for that (arXiv:2302.08888).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsim.data.dataset import Card
+from fedsim.errors import InputError, check
+from fedsim.models import check_images
+from fedsim.models.image_text import ImageText
+
+
+class Product(nn.Module):
+    """Unit vectors of images and questions multiplied, then one hidden layer."""
+
+    def __init__(self, towers: Any, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.towers = towers.eval()
+        self.hidden = nn.Linear(dim, hidden)
+
+    def train(self, mode: bool = True) -> Product:
+        super().train(mode)
+        self.towers.eval()
+        return self
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        images, tokens = pair
+        with torch.no_grad():
+            # Entries of unit vectors are some 1 / sqrt(dim): back to the size of 1.
+            product = self.towers.images(images) * self.towers.texts(tokens)
+            product *= product.shape[1]
+        return F.relu(self.hidden(product))
+
+
+class Answers(nn.Module):
+    """A frozen product of towers in `body` and a linear `head`; reads pairs."""
+
+    reads = "pairs"
+    frozen = ("body.towers",)
+
+    def __init__(self, body: Product, classes: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(body.hidden.out_features, classes)
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        logits: Tensor = self.head(self.body(pair))
+        return logits
+
+
+def answers(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    card: Card | None = None,
+    /,
+    *,
+    towers: str,
+    hidden: int = 128,
+) -> nn.Module:
+    """A classifier of answers to questions about images, on a run's frozen server towers.
+
+    `towers` is the folder of a finished run of the model ``image-text``, on data of the same shapes
+    and vocabulary, such as a ``union`` of pairs and questions. `hidden` units are trained.
+
+    Raises:
+        InputError: no such run, a run of another model or of other shapes, a bad option.
+    """
+    from fedsim.components import build_dataset
+    from fedsim.runs.results import load_run
+
+    check_images("answers", input_shape)
+    check(hidden >= 1, "hidden must be >= 1", hidden)
+    text_shape = None if card is None else card.text_shape
+    check(text_shape is not None, "model 'answers' needs images with questions", text_shape)
+    run = load_run(towers)
+    module = run.model()
+    if not isinstance(module, ImageText):
+        raise InputError(
+            f"model.towers must be a run of the model 'image-text', {towers} is one of "
+            f"{run.config.model.name!r}"
+        )
+    trained_on = build_dataset(run.config).card
+    for what, own, theirs in (
+        ("images", tuple(input_shape), trained_on.input_shape),
+        ("texts", text_shape, trained_on.text_shape),
+    ):
+        check(own == theirs, f"model.towers must be a run on {what} of the shape {own}", theirs)
+    return Answers(Product(module.server, module.dim, hidden), num_classes)

@@ -1,0 +1,222 @@
+"""Towers of images and texts into one space of unit vectors: a server's, and one kind of client's
+each, of architectures that have nothing to do with each other.
+
+    part      towers
+    server    image and text
+    image     image, and a classifier: what a client with images alone has
+    text      text, and a classifier: what a client with texts alone has
+    pairs     image and text: what a client with pairs has
+
+A tower is the body of any model of images or texts, and a linear map to `dim` numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsim.data.dataset import Card
+from fedsim.data.views import View
+from fedsim.errors import check
+from fedsim.evaluate.retrieval import Retrieval, tokens_of
+from fedsim.maths.contrastive import info_nce, pcme
+from fedsim.models import check_images
+from fedsim.models._nested import Model
+from fedsim.models.cnn import cnn
+from fedsim.models.text import text as bag_of_words
+from fedsim.models.text_gru import text_gru
+from fedsim.parts import under
+
+SERVER, IMAGE, TEXT, PAIRS = "server", "image", "text", "pairs"
+PARTS = (SERVER, IMAGE, TEXT, PAIRS)
+
+PART_OF = {"image": IMAGE, "text": TEXT, "all": PAIRS}
+"""The part of a client, by what it holds of a pair (`fedsim.data.partition.Modality`)."""
+RetrievalLoss = Literal["pcme", "infonce"]
+
+_LARGE = Model("cnn", cnn, {"channels": (32, 64), "hidden": 128})
+_SMALL = Model("cnn", cnn)
+_RECURRENT = Model("text-gru", text_gru)
+_WORDS = Model("text", bag_of_words)
+
+
+class Tower(nn.Module):
+    """A model's body and a linear map: inputs to numbers (batch, dim), not yet of norm 1."""
+
+    def __init__(self, model: Any, dim: int) -> None:
+        super().__init__()
+        self.body = model.body
+        self.project = nn.Linear(model.head.in_features, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected: Tensor = self.project(self.body(x))
+        return projected
+
+
+class Part(nn.Module):
+    """The towers that one party has, a classifier over one of them, and its loss's scalars.
+
+    `scale` and `shift` are those of the soft contrastive loss, `log_temperature` that of the
+    symmetric cross-entropy; parties with one tower have none.
+    """
+
+    def __init__(self, image: Tower | None, text: Tower | None, dim: int, classes: int = 0) -> None:
+        super().__init__()
+        self.image, self.text = image, text
+        self.head = nn.Linear(dim, classes) if classes else None
+        if image is not None and text is not None:
+            self.scale = nn.Parameter(torch.tensor(15.0))
+            self.shift = nn.Parameter(torch.tensor(15.0))
+            self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what the one tower makes of its inputs, (batch, dim), before normalisation."""
+        tower = self.image if self.image is not None else self.text
+        assert tower is not None
+        features: Tensor = tower(x)
+        return features
+
+    def images(self, x: Tensor) -> Tensor:
+        """Return unit vectors (batch, dim) of images (batch, C, H, W)."""
+        assert self.image is not None
+        return F.normalize(self.image(x), dim=1)
+
+    def texts(self, tokens: Tensor) -> Tensor:
+        """Return unit vectors (batch, dim) of the int64 tokens (batch, L) of texts."""
+        assert self.text is not None
+        return F.normalize(self.text(tokens), dim=1)
+
+
+class ImageText(nn.Module):
+    """The parts `server`, `image`, `text` and `pairs`; it is the server's that is scored."""
+
+    def __init__(self, parts: dict[str, Part], dim: int, fold: int) -> None:
+        super().__init__()
+        self.server, self.image = parts[SERVER], parts[IMAGE]
+        self.text, self.pairs = parts[TEXT], parts[PAIRS]
+        self.dim = dim
+        self.scorer = Retrieval(fold)
+        self.frozen: tuple[str, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the server's unit vectors of images."""
+        return self.server.images(x)
+
+    def images(self, x: Tensor) -> Tensor:
+        """Return the server's unit vectors (batch, dim) of images."""
+        return self.server.images(x)
+
+    def texts(self, tokens: Tensor) -> Tensor:
+        """Return the server's unit vectors (batch, dim) of texts."""
+        return self.server.texts(tokens)
+
+    def scores(self, kind: str, view: View, batch_size: int = 512) -> dict[str, float]:
+        """Return a part's metrics on a view: recalls, or accuracy and loss of its classifier.
+
+        Raises:
+            ValueError: the view is empty.
+        """
+        part: Part = self.get_submodule(kind)  # type: ignore[assignment]
+        if part.head is None:
+            return self.scorer.tally(part, view, batch_size=batch_size).metrics()
+        if len(view) == 0:
+            raise ValueError("a model cannot be scored on no samples")
+        training = part.training
+        part.eval()
+        right, loss = 0, 0.0
+        with torch.inference_mode():
+            for order in view.index_batches(batch_size):
+                x = view.inputs(order) if kind == IMAGE else tokens_of(view, order)
+                logits, y = part.head(part.features(x)), view.labels(order)
+                right += int((logits.argmax(1) == y).sum())
+                loss += float(F.cross_entropy(logits, y, reduction="sum"))
+        part.train(training)
+        return {"accuracy": right / len(view), "loss": loss / len(view)}
+
+
+def in_encoder(kind: str) -> Callable[[str], bool]:
+    """Return the test for the tensors of a part's towers, without classifier and scalars."""
+    return under((f"{kind}.image", f"{kind}.text"))
+
+
+def retrieval_loss(
+    part: Part, x: Tensor, y: Tensor, name: RetrievalLoss, temperature: float | None
+) -> Tensor:
+    """Return the loss of B pairs of unit vectors x and y (B, dim), with the part's own scalars.
+
+    `temperature` is of the symmetric cross-entropy; None for the part's, which is learnt.
+    """
+    if name == "pcme":
+        return pcme(x, y, part.scale, part.shift)
+    return info_nce(x, y, part.log_temperature.exp() if temperature is None else temperature)
+
+
+def image_text(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    card: Card | None = None,
+    /,
+    *,
+    dim: int = 64,
+    fold: int = 1000,
+    server_image: Model = _LARGE,
+    server_text: Model = _RECURRENT,
+    image: Model = _SMALL,
+    text: Model = _WORDS,
+    pairs_image: Model = _SMALL,
+    pairs_text: Model = _WORDS,
+) -> nn.Module:
+    """Image and text towers into one space of `dim` numbers, for a server and for clients.
+
+    A tower is the body of the model that its option names, such as ``{name: cnn, channels: [16]}``:
+    the server's two, that of clients with images alone (`image`), with texts alone (`text`), and
+    the two of clients with pairs. Retrieval is scored among all test samples and, where there are
+    more, among `fold` of them at a time.
+
+    Raises:
+        InputError: an option out of range, or a data set that is not of image-text pairs.
+    """
+    check_images("image-text", input_shape)
+    text_shape = None if card is None else card.text_shape
+    check(
+        text_shape is not None,
+        "model 'image-text' needs a data set of image-text pairs, such as 'emoji' or 'captions'",
+        text_shape,
+    )
+    assert text_shape is not None
+    check(dim >= 1, "dim must be >= 1", dim)
+    check(fold >= 1, "fold must be >= 1", fold)
+    frozen: list[str] = []
+
+    def tower(model: Model, at: str, shape: tuple[int, ...]) -> Tower:
+        made: Any = model(shape, num_classes)
+        check(
+            isinstance(getattr(made, "head", None), nn.Linear),
+            f"model.{model.option or at} must be a model with a linear head after its body",
+            model.name,
+        )
+        inside = [name for name in getattr(made, "frozen", ()) if name.startswith("body")]
+        frozen.extend(f"{at}.{name}" for name in inside)
+        return Tower(made, dim)
+
+    parts = {
+        SERVER: Part(
+            tower(server_image, "server.image", input_shape),
+            tower(server_text, "server.text", text_shape),
+            dim,
+        ),
+        IMAGE: Part(tower(image, "image.image", input_shape), None, dim, num_classes),
+        TEXT: Part(None, tower(text, "text.text", text_shape), dim, num_classes),
+        PAIRS: Part(
+            tower(pairs_image, "pairs.image", input_shape),
+            tower(pairs_text, "pairs.text", text_shape),
+            dim,
+        ),
+    }
+    module = ImageText(parts, dim, fold)
+    module.frozen = tuple(frozen)
+    return module

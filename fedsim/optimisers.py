@@ -1,0 +1,152 @@
+"""Optimisers whose whole state is a tree of tensors, so that it can be kept between rounds.
+
+    sgd    v <- m v + g;  w <- w - lr v
+    adam   Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1
+    adamp  Adam whose step loses its part along w, for weights that a normalisation makes
+           scale-invariant (Heo et al. 2021, arXiv:2006.08217, Algorithm 2, delta 0.1)
+
+The gradient is clipped by its norm first and decayed then, as in `local_sgd`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import check
+
+Name = Literal["sgd", "adam", "adamp"]
+
+_BETAS = 0.9, 0.999
+_EPSILON = 1e-8
+_DELTA = 0.1
+"""AdamP: how nearly a gradient must be at right angles to a weight, over sqrt(size)."""
+
+OptimiserState = dict[str, Any]
+"""Empty at first; then the number of steps and the moments of each parameter by its name."""
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """A rule for steps; `momentum` is of sgd alone."""
+
+    name: Name = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        check(0 <= self.momentum < 1, "momentum must be in [0, 1)", self.momentum)
+        decay, clip = self.weight_decay, self.clip_norm
+        check(0 <= decay < math.inf, "weight_decay must be >= 0 and finite", decay)
+        check(clip is None or clip > 0, "clip_norm must be > 0", clip)
+
+    @torch.no_grad()
+    def step(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        names: Sequence[str],
+        lr: float,
+        state: OptimiserState,
+    ) -> None:
+        """Move the parameters (in place), and `state`, which is the optimiser's own.
+
+        What has no gradient is left as it is, moments included.
+        """
+        moved = [
+            (p, g, n) for p, g, n in zip(parameters, gradients, names, strict=True) if g is not None
+        ]
+        if not moved:
+            return
+        weights, grads, keys = [list(some) for some in zip(*moved, strict=True)]
+        if self.clip_norm is not None:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            grads = list(torch._foreach_mul(grads, (self.clip_norm / (norm + 1e-6)).clamp(max=1)))
+        if self.weight_decay:
+            grads = list(torch._foreach_add(grads, weights, alpha=self.weight_decay))
+        steps = state.setdefault("steps", {})
+        for key in keys:
+            steps[key] = steps.get(key, 0) + 1
+        if self.name == "sgd":
+            self._sgd(weights, grads, keys, lr, state)
+        else:
+            self._adam(weights, grads, keys, lr, state)
+
+    def _sgd(
+        self,
+        weights: list[Tensor],
+        grads: list[Tensor],
+        keys: list[str],
+        lr: float,
+        state: OptimiserState,
+    ) -> None:
+        if self.momentum:
+            velocity = _moments(state, "velocity", keys, weights)
+            torch._foreach_mul_(velocity, self.momentum)
+            torch._foreach_add_(velocity, grads)
+            grads = velocity
+        torch._foreach_add_(weights, grads, alpha=-lr)
+
+    def _adam(
+        self,
+        weights: list[Tensor],
+        grads: list[Tensor],
+        keys: list[str],
+        lr: float,
+        state: OptimiserState,
+    ) -> None:
+        first = _moments(state, "first", keys, weights)
+        second = _moments(state, "second", keys, weights)
+        b1, b2 = _BETAS
+        torch._foreach_lerp_(first, grads, 1 - b1)
+        torch._foreach_mul_(second, b2)
+        torch._foreach_addcmul_(second, grads, grads, value=1 - b2)
+        for w, g, m, v, key in zip(weights, grads, first, second, keys, strict=True):
+            n = state["steps"][key]
+            root = v.sqrt().div_(math.sqrt(1 - b2**n)).add_(_EPSILON)
+            step = m / root
+            if self.name == "adamp" and w.dim() > 1:
+                step = _projected(step, w, g)
+            w.sub_(step, alpha=lr / (1 - b1**n))
+
+
+def placed(state: OptimiserState, device: torch.device | str) -> OptimiserState:
+    """Return a copy of a state with its tensors on a device."""
+    return {
+        name: {k: v.to(device, copy=True) if isinstance(v, Tensor) else v for k, v in some.items()}
+        for name, some in state.items()
+    }
+
+
+def _moments(
+    state: OptimiserState, name: str, keys: list[str], weights: list[Tensor]
+) -> list[Tensor]:
+    known = state.setdefault(name, {})
+    for key, weight in zip(keys, weights, strict=True):
+        if key not in known:
+            known[key] = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+    return [known[key] for key in keys]
+
+
+def _projected(step: Tensor, w: Tensor, g: Tensor) -> Tensor:
+    """Return the step without its part along w, by rows or as a whole, where g is across w."""
+    for rows in (len(w), 1):
+        flat_w, flat_g = w.reshape(rows, -1), g.reshape(rows, -1)
+        across = torch.cosine_similarity(flat_w, flat_g, dim=1, eps=_EPSILON).abs().max()
+        if float(across) < _DELTA / math.sqrt(flat_w.shape[1]):
+            unit = flat_w / (flat_w.norm(dim=1, keepdim=True) + _EPSILON)
+            flat = step.reshape(rows, -1)
+            along = (unit * flat).sum(1, keepdim=True)
+            return (flat - unit * along).reshape(step.shape)
+    return step
+
+
+def cosine_rate(lr: float, round: int, rounds: int) -> float:
+    """Return the rate of a round 1..`rounds`, from `lr` down a half cosine towards 0."""
+    return lr * 0.5 * (1 + math.cos(math.pi * (round - 1) / rounds))

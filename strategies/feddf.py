@@ -1,0 +1,121 @@
+"""FedDF: the clients' ensemble is distilled into one model for each kind of client, and into the
+server's (Lin et al. 2020, arXiv:2006.07242, Algorithm 3).
+
+    client c:  starts from its kind's encoder, keeps its classifier;  sends its encoder
+    server:    encoder^kind <- sum_c n_c encoder_c / sum_c n_c  over the clients of the kind
+               Ibar <- mean of the clients' representations of the public images,  Tbar likewise
+               server's model: one epoch of retrieval, then one towards (Ibar, Tbar)
+               encoder^kind: one epoch towards (Ibar, Tbar)
+
+Representations of the public pairs stand for the paper's logits, which clients of different tasks
+do not share, and the squared distance for its divergence. Weights travel, within a kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from fedsim.client import Metrics, Update
+from fedsim.errors import check
+from fedsim.maths.trees import weighted_mean
+from fedsim.models.image_text import PART_OF, in_encoder
+from fedsim.optimisers import OptimiserState
+from fedsim.params import Params
+from fedsim.public_pairs import PublicConfig, PublicTraining, Target, check_pairs
+from fedsim.strategy import Payload, ServerContext, Strategy
+
+
+@dataclass
+class State:
+    model: Params  # the server's part, and the encoder of each kind of client
+    round: int = 0
+    moments: dict[str, OptimiserState] = field(default_factory=dict)  # by part
+
+
+class FedDF(Strategy):
+    """Weighted mean of the encoders of a kind, then distillation of the clients' ensemble."""
+
+    sends = frozenset({"encoder"})
+    needs = frozenset({"encoder"})
+
+    @dataclass(frozen=True)
+    class Config(PublicConfig):
+        kd_weight: float = 0.6  # of each modality, > 0
+        kd_reduction: Literal["mse", "l2"] = "mse"  # l2: unsquared distances
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            weight = self.kd_weight
+            check(0 < weight < math.inf, "kd_weight must be > 0 and finite", weight)
+
+    def check(self, params: Params, ctx: ServerContext) -> None:
+        check_pairs(params, ctx, "feddf")
+
+    def init(self, params: Params, ctx: ServerContext) -> State:
+        self.check(params, ctx)
+        return State(params)
+
+    def configure(self, state: State, round: int, cohort: Sequence[int]) -> Payload:
+        kinds = {kind: state.model.only(in_encoder(kind)) for kind in PART_OF.values()}
+        return Payload({}, {client: {"encoder": kinds[self.kind(client)]} for client in cohort})
+
+    def kind(self, client: int | None) -> str:
+        """Return the part of the model that a client has.
+
+        Raises:
+            ValueError: it is not known whose update it is.
+        """
+        assert self.ctx is not None
+        if client is None:
+            raise ValueError("feddf needs to know whose update it is")
+        return PART_OF[self.ctx.modality(client)]
+
+    def aggregate(self, state: State, updates: Sequence[Update]) -> tuple[State, Metrics]:
+        assert self.ctx is not None
+        round, config = state.round + 1, self.config
+        moments = dict(state.moments)
+        parts = {
+            name: PublicTraining(config, self.ctx, name) for name in ("server", *PART_OF.values())
+        }
+        model, metrics = state.model, {}
+        local: dict[str, list[Tensor]] = {"image": [], "text": []}
+        for kind in PART_OF.values():
+            senders = [u for u in updates if self.kind(u.client) == kind]
+            metrics[f"clients_{kind}"] = float(len(senders))
+            for update in senders:
+                parts[kind].load(update.tensors["encoder"])
+                for modality in parts[kind].modalities:
+                    local[modality].append(parts[kind].embed(modality))
+            if senders:
+                trees = (({"encoder": u.tensors["encoder"]}, u.weight) for u in senders)
+                model = model.merged(weighted_mean(trees)["encoder"])
+        parts["server"].load(model)
+        moments["server"], metrics["server_loss"] = parts["server"].supervised(
+            moments.get("server", {}), round
+        )
+        targets = {
+            modality: [Target(mean_of(reps), config.kd_weight)] if reps else []
+            for modality, reps in local.items()
+        }
+        for name, part in parts.items():
+            images, texts = (targets[m] if m in part.modalities else [] for m in local)
+            if images or texts:
+                moments[name], loss = part.distil(
+                    images, texts, config.kd_reduction, moments.get(name, {}), round
+                )
+                metrics[f"kd_loss/{name}"] = loss
+            model = model.merged(part.read())
+        return State(model, round, moments), metrics
+
+
+def mean_of(reps: Sequence[Tensor]) -> Tensor:
+    """Return the plain mean of matrices (N, d)."""
+    total = reps[0].clone()
+    for rep in reps[1:]:
+        total += rep
+    return total / len(reps)

@@ -1,0 +1,146 @@
+"""Towers of images and texts: what they are made of, what they make, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fedsim import components
+from fedsim.api import prepare
+from fedsim.errors import InputError
+from fedsim.models.image_text import PARTS, in_encoder, retrieval_loss
+from fedsim.models.text_gru import text_gru
+from fedsim.params import FlatModel
+from tests.runs import prepared, tiny
+
+EMOJI = {"name": "emoji", "vendors": ["noto"]}
+SMALL = {
+    "name": "image-text",
+    "dim": 5,
+    "server_image": {"name": "resnet", "width": 4},
+    "image": {"name": "cnn", "channels": [3], "hidden": 7},
+    "text": {"name": "text", "width": 3, "hidden": 4},
+}
+
+
+def built(**options: Any) -> Any:
+    experiment = prepared(dataset=EMOJI, model={**SMALL, **options})
+    return components.build_model(experiment, components.build_dataset(experiment).card)
+
+
+def test_each_part_has_towers_of_its_own_architecture() -> None:
+    module = built()
+    assert [name for name, _ in module.named_children()] == list(PARTS)
+    assert module.server.image.project.in_features == 16  # 4 x 4 channels of a residual network
+    assert module.image.image.project.in_features == 7
+    assert module.text.text.project.in_features == 4
+    assert (module.image.text, module.text.image, module.server.head) == (None, None, None)
+    assert module.image.head.out_features == module.text.head.out_features == 8
+    assert module.scorer.headline == "recall_sum"
+
+
+def test_vectors_are_of_norm_one_and_features_are_not() -> None:
+    module = built().eval()
+    x, tokens = torch.randn(3, 3, 32, 32), torch.randint(0, 50, (3, 24))
+    for part in (module.server, module.pairs):
+        for made in (part.images(x), part.texts(tokens)):
+            assert made.shape == (3, 5)
+            torch.testing.assert_close(made.norm(dim=1), torch.ones(3))
+    features = module.image.features(x)
+    torch.testing.assert_close(F.normalize(features, dim=1), module.image.images(x))
+    assert module.images(x).equal(module.server.images(x))
+    assert module(x).equal(module.server.images(x))
+
+
+def test_parts_and_encoders_by_name() -> None:
+    params = FlatModel(built()).params()
+    encoder = set(params.only(in_encoder("image")))
+    assert encoder == {
+        n for n in params if n.startswith("image.") and not n.startswith("image.head")
+    }
+    scalars = {n for n in params if n.startswith("pairs.")} - set(params.only(in_encoder("pairs")))
+    assert scalars == {"pairs.scale", "pairs.shift", "pairs.log_temperature"}
+
+
+def test_loss_scalars_begin_as_in_the_paper_and_learn() -> None:
+    part = built().server
+    assert (part.scale.item(), part.shift.item()) == (15.0, 15.0)
+    x, y = (F.normalize(torch.randn(4, 5), dim=1) for _ in range(2))
+    scalars = [part.scale, part.shift, part.log_temperature]
+    found = torch.autograd.grad(
+        retrieval_loss(part, x, y, "pcme", None), scalars, allow_unused=True
+    )
+    assert [g is not None for g in found] == [True, True, False]
+    learnt = retrieval_loss(part, x, y, "infonce", None)
+    assert float(learnt) == pytest.approx(float(retrieval_loss(part, x, y, "infonce", 0.07)))
+    found = torch.autograd.grad(learnt, scalars, allow_unused=True)
+    assert [g is not None for g in found] == [False, False, True]
+
+
+def test_frozen_backbones_stay_frozen_in_a_tower() -> None:
+    size = {"width": 16, "heads": 2, "layers": 2, "patch": 8}
+    vit = {"name": "vit", **size, "prompts": 2, "frozen": True}
+    module = built(server_image=vit)
+    assert module.frozen
+    assert all(name.startswith("server.image.body") for name in module.frozen)
+    assert not any(n.startswith("server.image.body.backbone") for n in FlatModel(module).params())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"dim": 0}, "dim must be >= 1"),
+        ({"fold": 0}, "fold must be >= 1"),
+        ({"image": {"name": "cnn", "channels": []}}, "model.image: channels must name"),
+        ({"image": {"name": "cnn", "chanels": [3]}}, "model.image.chanels is not an option"),
+        ({"image": {"name": "text"}}, "model.image: model 'text' needs a data set of texts"),
+        ({"pairs_text": {"name": "cnn"}}, "model.pairs_text: model 'cnn' needs a data set of imag"),
+        ({"server_text": {"name": "nothing"}}, "model.server_text.name must be one of"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        built(**options)
+
+
+def test_it_needs_pairs(tmp_path: Path) -> None:
+    experiment = prepare(tiny(model={"name": "image-text"}))
+    with pytest.raises(InputError, match="needs a data set of image-text pairs"):
+        components.build_model(experiment, components.build_dataset(experiment).card)
+
+
+def test_defaults_of_towers_are_written_out() -> None:
+    filled = prepared(dataset=EMOJI, model={"name": "image-text"}).model.model_dump()
+    assert filled["server_text"] == {"name": "text-gru", "width": 64, "hidden": 64, "pool": "mean"}
+    assert filled["image"]["name"] == "cnn"
+    assert filled["image"]["channels"] == [16, 32]
+
+
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_what_stands_after_the_end_changes_nothing(pool: Any) -> None:
+    torch.manual_seed(0)
+    module = text_gru((6, 20), 3, width=4, hidden=5, pool=pool)
+    tokens = torch.tensor([[3, 4, 0, 0, 0, 0], [5, 6, 7, 8, 9, 2], [0, 0, 0, 0, 0, 0]])
+    made = module.body(tokens)
+    assert made.shape == (3, 10)
+    assert bool(torch.isfinite(made).all())
+    torch.testing.assert_close(made[:1], module.body(tokens[:1, :2]))
+    torch.testing.assert_close(made[1:2], module.body(tokens[1:2]))
+
+
+def test_the_recurrent_body_is_torchs_on_each_text() -> None:
+    torch.manual_seed(0)
+    module: Any = text_gru((4, 20), 3, width=4, hidden=5)
+    body = module.body
+    states, _ = body.gru(body.embedding(torch.tensor([[3, 4, 5]])))
+    torch.testing.assert_close(module.body(torch.tensor([[3, 4, 5, 0]]))[0], states[0].mean(0))
+
+
+@pytest.mark.parametrize("options", [{"width": 0}, {"hidden": 0}, {"pool": "max"}])
+def test_bad_recurrent_options(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        text_gru((4, 20), 3, **options)
