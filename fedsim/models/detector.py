@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.errors import check
+from fedsim.evaluate.detection import DETECTION
+from fedsim.evaluate.scorer import Scorer
 from fedsim.maths.boxes import clipped, gathered, suppressed
 from fedsim.maths.detection_loss import Grid, Targets, Weights, detection_loss, grid
 from fedsim.models import check_images
@@ -47,6 +49,7 @@ class Detector(nn.Module):
     """
 
     targets: ClassVar[tuple[str, ...]] = ("boxes", "box_labels")
+    scorer: ClassVar[Scorer] = DETECTION
 
     def __init__(
         self, shape: tuple[int, int, int], classes: int, width: int, levels: int, weights: Weights
