@@ -162,16 +162,18 @@ class FedSTO(LocalSGD):
     def audit(self, claims: Any, view: View, ctx: ClientContext) -> Mapping[str, float]:
         """Return precision and recall of the reliable boxes at an IoU of 0.5, class included.
 
-        Over all epochs of the round; precision only where there is a reliable box, recall only where
-        there is a true one.
+        Over all epochs of the round; precision only where there is a reliable box, recall only
+        where there is a true one.
         """
         right = reliable = true = 0
         for order, found in claims:
-            truth = view.column("boxes", order), view.column("box_labels", order)
+            true_boxes, true_labels = (
+                torch.as_tensor(view.column(name, order)) for name in ("boxes", "box_labels")
+            )
             labels = torch.where(found.scores >= self.config.tau_high, found.labels, -1)
-            right += int(matched(found.boxes, labels, *map(torch.as_tensor, truth)).sum())
+            right += int(matched(found.boxes, labels, true_boxes, true_labels).sum())
             reliable += int((labels >= 0).sum())
-            true += int((truth[1] >= 0).sum())
+            true += int((true_labels >= 0).sum())
         metrics = {"pseudo_boxes": reliable / max(1, sum(len(order) for order, _ in claims))}
         if reliable:
             metrics["pseudo_precision"] = right / reliable

@@ -144,7 +144,7 @@ class LocalSGD(Client):
         return self.criterion(fit, fit.ctx.model.module(x), y)
 
     def criterion(self, fit: Fit, logits: Tensor, y: Any) -> Tensor:
-        """Return the mean loss of logits (batch, classes): the option `loss`, or the model's own."""
+        """Return the loss of logits (batch, classes): the option `loss`, or the model's own."""
         config, module = self.config, fit.ctx.model.module
         if hasattr(module, "targets"):
             own: Tensor = module.loss(logits, *y)  # type: ignore[operator]

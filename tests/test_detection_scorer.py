@@ -130,7 +130,9 @@ def test_tallies_add_up_in_any_cut_and_travel() -> None:
 
 
 def test_domains_without_images_and_sets_without_domains() -> None:
-    one = score(Says(TRUE[:2], LABELS[:2], np.ones((2, 2), np.float32)), View(split(), [0, 1], CARD))
+    one = score(
+        Says(TRUE[:2], LABELS[:2], np.ones((2, 2), np.float32)), View(split(), [0, 1], CARD)
+    )
     assert set(one) == {f"{n}{of}" for n in ("mAP50", "mAP") for of in ("", "/fog", "_total")}
     extra = {k: v for k, v in split().extra.items() if k != "domain"}
     plain = replace(CARD, domains=())

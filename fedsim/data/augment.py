@@ -31,9 +31,10 @@ class Placement:
     mirrored: Tensor
 
     @classmethod
-    def same(cls, n: int, height: int, width: int, device: torch.device) -> Placement:
-        """Return that of images which stayed as they were."""
-        factor, shift = torch.ones(n, device=device), torch.zeros(n, 2, device=device)
+    def same(cls, x: Tensor) -> Placement:
+        """Return that of images (n, H, W, C) which stayed as they were."""
+        n, height, width = x.shape[:3]
+        factor, shift = torch.ones(n, device=x.device), torch.zeros(n, 2, device=x.device)
         return cls(height, width, factor, shift, shift[:, 0] != 0)
 
     def boxes(self, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,8 +63,9 @@ class Augmentation:
     shift by up to so many pixels each way, black comes in (He et al. 2015, section 4.2).
     `flip`: mirror left and right, every second image. `jitter` s: brightness, contrast and
     saturation, each times a factor from [1 - s, 1 + s]. `grayscale`: that share of images loses its
-    colour. `blur`: that share is blurred over 5 x 5 pixels, standard deviation 1. `cutout`: a square of that side at a random centre becomes the mean of the data set, cut
-    off at the border (DeVries, Taylor 2017, arXiv:1708.04552).
+    colour. `blur`: that share is blurred over 5 x 5 pixels, standard deviation 1. `cutout`: a
+    square of that side at a random centre becomes the mean of the data set, cut off at the border
+    (DeVries, Taylor 2017, arXiv:1708.04552).
 
     Raises:
         InputError: a value out of its range.
@@ -92,7 +94,7 @@ class Augmentation:
     def placed(self, x: Tensor, rng: torch.Generator) -> tuple[Tensor, Placement]:
         """Return what `pixels` does, and where the points of each image went."""
         n, channels = len(x), x.shape[3]
-        place = Placement.same(n, x.shape[1], x.shape[2], x.device)
+        place = Placement.same(x)
         if self.scale:
             x = self._zoom(x, place, rng)
         if self.crop:

@@ -118,7 +118,7 @@ class View:
         self._check_inputs()
         x = self._read(self._rows(order))
         if self.augment is None:
-            return self._normalise(x), Placement.same(*x.shape[:3], x.device)
+            return self._normalise(x), Placement.same(x)
         x, place = self.augment.placed(x, rng)
         return self.augment.normalised(self._normalise(x), rng), place
 

@@ -52,7 +52,7 @@ def grid(shapes: tuple[tuple[int, int, int], ...], device: torch.device) -> Grid
 
 @dataclass
 class Targets:
-    """Boxes (n, K, 4) with labels (n, K), -1 where there is none, and what of them is to be learned.
+    """Boxes (n, K, 4) with labels (n, K), -1 where there is none, and what they teach.
 
     `classify` and `regress`, bool (n, K): whether a box teaches its class, and its place. `soft`
     (n, K): the objectness to predict, or below 0 for the IoU of what is predicted.

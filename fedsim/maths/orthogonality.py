@@ -1,4 +1,5 @@
-"""A penalty that keeps the filters of layers orthogonal (SRIP: Bansal et al. 2018, arXiv:1810.09102).
+"""A penalty that keeps the filters of layers orthogonal (SRIP: Bansal et al. 2018,
+arXiv:1810.09102).
 
     R = sum over layers [ sigma(M M^T - I) + sigma(M^T M - I) ]        two-sided
     R = sum over layers sigma of the smaller of the two matrices        the shorter side

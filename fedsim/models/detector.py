@@ -173,8 +173,9 @@ class Head(nn.Module):
         super().__init__()
         self.features = _convolution(width, width, 3)
         self.predict = nn.Conv2d(width, 5 + classes, 1)
-        nn.init.zeros_(self.predict.bias)
-        nn.init.constant_(self.predict.bias[4:5], _RARE)
+        assert self.predict.bias is not None
+        with torch.no_grad():
+            self.predict.bias.zero_()[4] = _RARE
 
     def forward(self, x: Tensor) -> Tensor:
         raw: Tensor = self.predict(self.features(x))

@@ -59,7 +59,9 @@ def test_the_gradient_of_ciou_takes_alpha_as_a_constant() -> None:
         ratio = torch.atan((x[2] - x[0]) / (x[3] - x[1])) - math.atan(1)
         around = torch.maximum(x[2:], B[2:].double()) - torch.minimum(x[:2], B[:2].double())
         d = ((x[:2] + x[2:] - B[:2] - B[2:]) / 2).square().sum()
-        return overlap(x, B.double()) - d / around.square().sum() - alpha * 4 / math.pi**2 * ratio**2
+        return (
+            overlap(x, B.double()) - d / around.square().sum() - alpha * 4 / math.pi**2 * ratio**2
+        )
 
     steps = 1e-6 * torch.eye(4, dtype=torch.float64)
     slopes = [float(fixed(a.detach() + s) - fixed(a.detach() - s)) / 2e-6 for s in steps]
@@ -71,7 +73,9 @@ def test_iou_is_that_of_another_library() -> None:
     a, b = random_boxes(30, 1), random_boxes(40, 2)
 
     def sides(boxes: Tensor) -> np.ndarray:
-        found: np.ndarray = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).double().numpy()
+        found: np.ndarray = (
+            torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).double().numpy()
+        )
         return found
 
     theirs = mask.iou(sides(a), sides(b), [0] * 40)
@@ -121,7 +125,10 @@ def test_images_are_suppressed_each_for_itself() -> None:
         boxes, scores, torch.zeros(2, 4, dtype=torch.int64), iou=0.5, least_score=0.1, most=9
     )
     assert found.tolist() == [[0, 2, 3], [0, -1, -1]]
-    assert gathered(scores, found).tolist() == [pytest.approx([0.9, 0.7, 0.3]), [pytest.approx(0.9), 0, 0]]
+    assert gathered(scores, found).tolist() == [
+        pytest.approx([0.9, 0.7, 0.3]),
+        [pytest.approx(0.9), 0, 0],
+    ]
     assert gathered(boxes, found)[1].tolist() == [ROW[3], [0] * 4, [0] * 4]
     nothing = torch.full((2, 1), -1)
     assert gathered(torch.zeros(2, 0), nothing, -1).tolist() == [[-1], [-1]]
@@ -136,9 +143,7 @@ def test_suppression_equals_the_loop_written_out() -> None:
         rivals = [j for j in kept if labels[j] == labels[i]]
         if scores[i] >= 0.1 and all(float(overlap(boxes[i], boxes[j])) <= 0.2 for j in rivals):
             kept.append(i)
-    found = suppressed(
-        boxes[None], scores[None], labels[None], iou=0.2, least_score=0.1, most=100
-    )
+    found = suppressed(boxes[None], scores[None], labels[None], iou=0.2, least_score=0.1, most=100)
     assert found[0].tolist() == kept
     assert 5 < len(kept) < 50
 
@@ -149,7 +154,9 @@ def test_each_true_box_is_found_once() -> None:
     boxes = torch.tensor([[ROW[0], ROW[1], [20.0, 20, 30, 30], [20, 20, 30, 29], ROW[2]]])
     labels = torch.tensor([[0, 0, 0, 1, -1]])
     # The second is a duplicate, the third of another class, the last no box.
-    assert matched(boxes, labels, truth, true_labels).tolist() == [[True, False, False, True, False]]
+    assert matched(boxes, labels, truth, true_labels).tolist() == [
+        [True, False, False, True, False]
+    ]
     assert matched(boxes, labels, truth, true_labels, 0.95).any(1).tolist() == [True]
     assert matched(boxes, labels, truth, true_labels, 0.95)[0, 3].item() is False
 

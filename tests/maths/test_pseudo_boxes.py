@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +16,9 @@ def sorted_boxes(scores: list[float], objectness: list[float], **bounds: float) 
     given = {"low": 0.1, "high": 0.6, **bounds}
     boxes = torch.arange(4.0 * len(scores)).view(1, -1, 4)
     labels = torch.arange(len(scores)).view(1, -1)
-    return pseudo_targets(boxes, labels, torch.tensor([scores]), torch.tensor([objectness]), **given)
+    return pseudo_targets(
+        boxes, labels, torch.tensor([scores]), torch.tensor([objectness]), **given
+    )
 
 
 def test_the_table() -> None:
@@ -66,7 +70,7 @@ def test_raising_the_threshold_never_adds_a_reliable_box() -> None:
     sets = [
         parts(sorted_boxes(scores, objectness, high=high))[0] for high in (0.2, 0.4, 0.6, 0.8, 1.0)
     ]
-    for wide, narrow in zip(sets, sets[1:], strict=False):
+    for wide, narrow in pairwise(sets):
         assert not bool((narrow & ~wide).any())
     assert sets[0].sum() > sets[-1].sum()
 
@@ -75,7 +79,10 @@ def test_a_teacher_that_is_right_and_sure_gives_real_targets() -> None:
     boxes = torch.rand(3, 5, 4)
     labels = torch.tensor([[0, 1, 2, -1, -1], [2, -1, -1, -1, -1], [-1] * 5])
     sure = (labels >= 0).float()
-    found, real = pseudo_targets(boxes, labels, sure, sure, 0.1, 0.6), Targets.certain(boxes, labels)
+    found, real = (
+        pseudo_targets(boxes, labels, sure, sure, 0.1, 0.6),
+        Targets.certain(boxes, labels),
+    )
     for name in ("boxes", "labels", "classify", "regress"):
         assert getattr(found, name).equal(getattr(real, name)), name
     assert found.soft[labels >= 0].equal(real.soft[labels >= 0])
