@@ -57,6 +57,7 @@ class FedSTO(Strategy):
         steps: int | None = None  # if given: the server's batches instead of epochs, >= 1
         batch_size: int = 32  # the server's, >= 1
         lr: float = 0.01  # > 0
+        lr_decay: float = 1.0  # the rate of round t is lr * lr_decay ** (t - 1), (0, 1]
         momentum: float = 0.937  # [0, 1)
         weight_decay: float = 5e-4  # >= 0
         clip_norm: float | None = None  # > 0, bound on the gradient's norm
@@ -75,6 +76,7 @@ class FedSTO(Strategy):
                 steps=self.steps,
                 batch_size=self.batch_size,
                 lr=self.lr,
+                lr_decay=self.lr_decay,
                 momentum=self.momentum,
                 weight_decay=self.weight_decay,
                 clip_norm=self.clip_norm,
@@ -144,7 +146,7 @@ class FedSTO(Strategy):
         ctx.model.load(model)
         mine = ClientContext(
             client_id=-1,
-            round=1,  # the rate is constant
+            round=round,
             seed=ctx.seed,
             num_clients=ctx.num_clients,
             num_classes=ctx.num_classes,
