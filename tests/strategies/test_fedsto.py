@@ -415,15 +415,16 @@ def test_the_server_trains_all_parameters_on_its_labels() -> None:
 
 def test_the_server_adds_the_penalty_in_stage_2() -> None:
     found = {}
-    for stage in (1, 2):
-        scene = Scene(stage, {"lam": 10.0, "steps": 1, "momentum": 0.0, "weight_decay": 0.0})
+    for stage, lam in ((2, 0.0), (2, 10.0), (1, 0.0), (1, 10.0)):
+        scene = Scene(stage, {"lam": lam, "steps": 1, "momentum": 0.0, "weight_decay": 0.0})
         scene.strategy.state.round = scene.round - 1
         state, metrics = scene.strategy.aggregate(scene.strategy.state, [])
-        found[stage] = state.model
-        assert ("ortho" in metrics) == (stage == 2)
-    parameters = found[1].layout.names[: found[1].layout.num_parameters]
-    pulled = {n for n in parameters if not found[1][n].equal(found[2][n])}
-    assert pulled == {n for n in parameters if in_rest(n) and found[1][n].ndim > 1}
+        found[stage, lam] = state.model
+        assert ("ortho" in metrics) == (stage == 2 and lam > 0)
+    assert not moved(found[1, 0.0], found[1, 10.0])
+    parameters = scene.w.layout.names[: scene.w.layout.num_parameters]
+    filters = {n for n in parameters if in_rest(n) and scene.w[n].ndim > 1}
+    assert moved(found[2, 0.0], found[2, 10.0]) == filters
 
 
 def test_stages_follow_each_other() -> None:
