@@ -128,15 +128,15 @@ class FedSTO(Strategy):
         round = state.round + 1
         metrics: Metrics = {}
         if updates:
-            joined = self.join(state, mean_update(updates)["model"])
+            joined = self.join(state, updates)
             metrics["update_norm"] = (joined.model - state.model).norm()
             state = joined
         model, found = self.train(state.model, round)
         return replace(state, model=model, round=round), metrics | found
 
-    def join(self, state: State, mean: Params) -> State:
+    def join(self, state: State, updates: Sequence[Update]) -> State:
         """Return the state with the clients' mean, of all tensors or of some, in the model."""
-        return replace(state, model=state.model.merged(mean))
+        return replace(state, model=state.model.merged(mean_update(updates)["model"]))
 
     def train(self, model: Params, round: int) -> tuple[Params, Metrics]:
         """Return the model after the server's own training, and its loss and R."""

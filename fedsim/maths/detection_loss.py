@@ -43,11 +43,12 @@ class Grid:
 def grid(shapes: tuple[tuple[int, int, int], ...], device: torch.device) -> Grid:
     """Return the cells of levels (rows, columns, stride)."""
     corners, strides = [], []
-    for rows, columns, stride in shapes:
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        corners.append(torch.stack([x, y], dim=2).view(-1, 2).float() * stride)
-        strides.append(torch.full((rows * columns,), float(stride)))
-    return Grid(shapes, torch.cat(corners).to(device), torch.cat(strides).to(device))
+    with torch.inference_mode(False):  # they are kept, and may be needed for gradients later
+        for rows, columns, stride in shapes:
+            y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+            corners.append(torch.stack([x, y], dim=2).view(-1, 2).float() * stride)
+            strides.append(torch.full((rows * columns,), float(stride)))
+        return Grid(shapes, torch.cat(corners).to(device), torch.cat(strides).to(device))
 
 
 @dataclass

@@ -33,6 +33,14 @@ def test_cells_are_in_rows_level_by_level() -> None:
     assert cells.strides.tolist() == [8.0] * 6 + [16.0] * 2
 
 
+def test_cells_made_while_scoring_serve_for_training() -> None:
+    with torch.inference_mode():
+        cells = grid(((5, 7, 24),), torch.device("cpu"))
+    assert not cells.corners.is_inference()
+    shift = torch.zeros(35, 2, requires_grad=True)
+    (cells.corners * shift).sum().backward()
+
+
 def test_the_centre_and_its_two_nearest_neighbours_answer() -> None:
     # Centre (10, 13): column 1, the left half of the cell; row 1, the lower half.
     assert which(boxes([5, 8, 15, 18])) == {5: 0, 4: 0, 9: 0}
