@@ -1,5 +1,5 @@
-"""FedDyn over semi-supervised clients: objectives are tilted so that the clients' optima agree (Acar
-et al. 2021, arXiv:2111.04263, Algorithm 1), with FedSTO's warm-up and server training.
+"""FedDyn over semi-supervised clients: objectives are tilted so that all optima agree (Acar et al.
+2021, arXiv:2111.04263, Algorithm 1), with FedSTO's warm-up and server training.
 
     client k: w_k ~ argmin_w L_u(w) - <h_k, w> + a/2 |w - w_t|^2;   h_k <- h_k - a (w_k - w_t)
     server:   h <- h - a / m sum_{k in S} (w_k - w_t);   w <- 1/|S| sum_{k in S} w_k - h / a

@@ -20,6 +20,7 @@ FINEST = 8
 """The stride of the finest level in pixels; each further one has twice that of the one before."""
 
 _RARE = -3.0  # logit of an untrained detector's objectness: nearly every cell is background
+_MOMENTUM = 0.03  # of BatchNorm's statistics, YOLOv5's: batches of detectors are small
 _LARGEST = 4.0  # bound on the logarithm of a side over two strides
 
 
@@ -109,7 +110,7 @@ class Detector(nn.Module):
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
+        nn.BatchNorm2d(outputs, eps=1e-3, momentum=_MOMENTUM),
         nn.SiLU(inplace=True),
     )
 
