@@ -69,6 +69,10 @@ class FedSTO(LocalSGD):
         ctx.model.load(payload["model"])
         ctx.model.load(payload["fixed"])
 
+    def frozen(self, payload: Tree) -> set[str]:
+        """Return the names of the tensors that stay as they are."""
+        return set(payload["fixed"])
+
     def fit(
         self,
         payload: Tree,
@@ -80,16 +84,16 @@ class FedSTO(LocalSGD):
         epochs: int | None = None,
         trainable: Callable[[str], bool] | None = None,
     ) -> tuple[Fit, dict[str, float]]:
-        fixed = set(payload["fixed"])
+        frozen = self.frozen(payload)
         return super().fit(
-            payload, state, view, rng, ctx, epochs=epochs, trainable=lambda n: n not in fixed
+            payload, state, view, rng, ctx, epochs=epochs, trainable=lambda n: n not in frozen
         )
 
     def prepare(self, fit: Fit) -> None:
         module = fit.ctx.model.module.train()
-        fixed = set(fit.payload["fixed"])
+        frozen = self.frozen(fit.payload)
         for name, layer in module.named_modules():
-            if isinstance(layer, _BatchNorm) and f"{name}.running_mean" in fixed:
+            if isinstance(layer, _BatchNorm) and f"{name}.running_mean" in frozen:
                 layer.eval()
         teacher = FlatModel(copy.deepcopy(module), fit.ctx.device)
         teacher.module.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ from clients.fedsto import FedSTO
 from fedsim.client import ClientContext, Tree
 from fedsim.local_sgd import Fit
 from fedsim.params import Params
+from fedsim.parts import in_backbone
 
 
 class SSFLFedBN(FedSTO):
@@ -23,6 +24,12 @@ class SSFLFedBN(FedSTO):
     def start(self, payload: Tree, state: Any, ctx: ClientContext) -> None:
         super().start(payload, state, ctx)
         ctx.model.load(state.get("own", payload["first"]))
+
+    def frozen(self, payload: Tree) -> set[str]:
+        frozen = super().frozen(payload)
+        if frozen:  # neck and head, whose BatchNorm is not in the payload's part
+            frozen |= {name for name in payload["first"] if not in_backbone(name)}
+        return frozen
 
     def keep(self, fit: Fit) -> Tree:
         own = set(fit.payload["first"])

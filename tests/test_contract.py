@@ -13,14 +13,15 @@ import fedsim
 from fedsim import components, registry
 from fedsim.client import Update
 from fedsim.data.partition import Manifest
+from fedsim.data.views import View
 from fedsim.engine.jobs import Assignment, Block, WorkerSpec
 from fedsim.engine.worker import Worker
 from fedsim.errors import RunFailed
 from fedsim.maths import trees
-from fedsim.params import Params
+from fedsim.params import FlatModel, Params
 from fedsim.runs.codec import from_bytes, to_bytes
 from fedsim.strategy import Payload, ServerContext
-from tests.runs import assert_same, events, prepared, tiny
+from tests.runs import SCENES, assert_same, events, prepared, tiny
 from tests.test_survival import StopAt
 
 STRATEGIES = sorted(registry.names("strategies"))
@@ -34,6 +35,9 @@ NORMED = {"name": f"{Path(__file__).resolve().parent}/models.py:normed"}
 PROMPTED = {"name": "vit", "width": 16, "heads": 2, "layers": 2, "prompts": 3}
 """For strategies that refuse a model without prompts."""
 
+DETECTING = ("fedsto", "ssfl-fedbn", "ssfl-feddyn", "ssfl-fedopt")
+"""Strategies of detectors whose server has labels and whose clients have none."""
+
 
 def required(kind: str, name: str) -> dict[str, Any]:
     """Return values for the options that have no default: none so far."""
@@ -45,14 +49,37 @@ def required(kind: str, name: str) -> dict[str, Any]:
 
 def experiment(strategy: str, **changes: Any) -> dict[str, Any]:
     section = {"name": strategy, **required("strategies", strategy)}
-    return tiny(**{"strategy": section, **changes, **fitting(strategy)})
+    return tiny(**{"strategy": section, **changes, **fitting(strategy, changes.get("partition"))})
 
 
-def fitting(strategy: str) -> dict[str, Any]:
-    """Return the model that a strategy can not do without, if there is such."""
+def fitting(strategy: str, partition: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the sections that a strategy can not do without, if there are such.
+
+    `partition` is one that divides all samples, where a test has its own.
+    """
+    if strategy in DETECTING:
+        return detecting(strategy, partition)
     if strategy == "pfedpg":
         return {"model": PROMPTED}
     return {"model": NORMED} if strategy in ("fedbn", "silobn") else {}
+
+
+def detecting(strategy: str, partition: dict[str, Any] | None) -> dict[str, Any]:
+    """Return sections with labels at the server; clients divide the rest as `partition` says."""
+    sections = copy.deepcopy(SCENES)
+    if partition is not None:
+        rest = {key: value for key, value in partition.items() if key != "name"}
+        within = {"name": partition["name"]}
+        sections["partition"] = {**sections["partition"], **rest, "within": within}
+    # Clients are in every round, and the server hardly moves what they make. An untrained teacher's
+    # scores lie between the thresholds.
+    stages = {} if strategy in ("ssfl-feddyn", "ssfl-fedopt") else {"stage1_rounds": 1}
+    sections["strategy"] = {"name": strategy, "warm_up_rounds": 0, "lr": 1e-4, **stages}
+    client = {"ssfl-fedopt": "fedsto"}.get(strategy, strategy)
+    sections["client"] = {
+        "name": client, "epochs": 1, "batch_size": 4, "lr": 0.01, "tau_low": 0.01, "tau_high": 0.03,
+    }  # fmt: skip
+    return sections
 
 
 def numbers(update: Update) -> list[torch.Tensor]:
@@ -74,7 +101,12 @@ class Played:
         self.client = self.worker.client
         dataset, model = self.worker.dataset, self.worker.model
         clients = self.experiment.partition.clients
-        context = ServerContext(0, 3, clients, clients, dataset.num_classes, model, dataset)
+        owned = self.manifest.server
+        server = View(dataset.train, owned, dataset.card) if len(owned) else None
+        resident = FlatModel(copy.deepcopy(model.module))
+        context = ServerContext(
+            0, 3, clients, clients, dataset.num_classes, resident, dataset, server
+        )
         self.strategy.bind(model.params(), context)
         self.states: dict[int, Any] = {}
 
@@ -251,7 +283,9 @@ def one_sample_each(labels: Any, clients: int, rng: Any) -> Any:
 def test_all_clients_but_one_fail(
     name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = type(components.build_client(prepared(strategy={"name": name}, **fitting(name))))
+    client = type(
+        components.build_client(prepared(**{"strategy": {"name": name}, **fitting(name)}))
+    )
     original = client.train
 
     def train(self: Any, payload: Any, state: Any, data: Any, rng: Any, ctx: Any) -> Any:
