@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedsim import rng
-from fedsim.components import check_fit, group_size, is_client_app
+from fedsim.components import build_augment, check_fit, group_size, is_client_app
 from fedsim.config import Experiment
 from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Manifest
@@ -94,6 +94,9 @@ def build_parts(
 def server_context(parts: Parts) -> ServerContext:
     """Return what a strategy may know of the experiment."""
     experiment, dataset, owned = parts.experiment, parts.dataset, parts.manifest.server
+    server = None
+    if len(owned):
+        server = View(dataset.train, owned, dataset.card, augment=build_augment(experiment))
     return ServerContext(
         seed=experiment.seed,
         rounds=experiment.rounds,
@@ -102,7 +105,7 @@ def server_context(parts: Parts) -> ServerContext:
         num_classes=dataset.num_classes,
         model=parts.model,
         dataset=dataset,
-        server=View(dataset.train, owned, dataset.card) if len(owned) else None,
+        server=server,
         modalities=parts.manifest.modality,
     )
 

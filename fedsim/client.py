@@ -35,13 +35,15 @@ class Update:
 
     `tensors` is a tree, ``{"model": Params}`` for methods that send the whole model; `weight`
     is the client's weight in a weighted mean, usually its number of training samples (> 0).
-    `client` is who sent it, which the server fills in; None where it stands for several.
+    `client` is who sent it, which the server fills in; None where it stands for several. `claims`
+    are for `Client.audit` and not sent.
     """
 
     tensors: Tree
     weight: float
     metrics: Metrics = field(default_factory=dict)
     client: int | None = None
+    claims: Any = None
 
 
 @dataclass
@@ -161,6 +163,15 @@ class Client:
         Must equal `train` on each within the tolerance that the method's docstring states.
         """
         raise NotImplementedError(f"{type(self).__name__} trains no groups")
+
+    def audit(self, claims: Any, view: View, ctx: ClientContext) -> Mapping[str, float]:
+        """Return how right `Update.claims` are, for the record alone.
+
+        The platform calls this after `train` where there are claims. `view` are the client's
+        training samples with all their labels, also those that the client itself may not read. The
+        metrics are recorded with the client's others; neither they nor the claims reach the server.
+        """
+        raise NotImplementedError(f"{type(self).__name__} makes claims that it does not audit")
 
     def personal_model(self, payload: Tree, state: Any, ctx: ClientContext) -> Params:
         """Return the client's personal model: its state joined with the generic `payload`."""

@@ -53,10 +53,10 @@ def build_dataset(experiment: Experiment) -> Dataset:
             f"{type(dataset).__name__}"
         )
     kind = dataset.card.kind
-    if experiment.dataset.augment is not None and kind in ("text", "detection"):
+    if experiment.dataset.augment is not None and kind == "text":
         raise InputError(
-            f"dataset.augment must be null for {experiment.dataset.name!r}: it changes images "
-            f"without boxes, and this is a {kind} set"
+            f"dataset.augment must be null for {experiment.dataset.name!r}: it changes images, and "
+            "this is a text set"
         )
     return dataset
 

@@ -65,6 +65,8 @@ class Augment(_Model):
     jitter: float = Field(default=0.0, ge=0, lt=1, description=_FRACTION)
     grayscale: float = Field(default=0.0, ge=0, le=1, description="a probability in [0, 1]")
     cutout: int = Field(default=0, ge=0, description="a whole number of pixels of at least 0")
+    scale: float = Field(default=0.0, ge=0, lt=1, description=_FRACTION)
+    blur: float = Field(default=0.0, ge=0, le=1, description="a probability in [0, 1]")
 
 
 class DatasetSection(Section):

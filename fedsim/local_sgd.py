@@ -10,7 +10,7 @@ decayed then). No `torch.optim` object is made: importing it costs each worker s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -112,8 +112,8 @@ class LocalSGD(Client):
                 check(0 <= value < float("inf"), f"{name} must be >= 0 and finite", value)
 
     HOOKS: ClassVar[tuple[str, ...]] = (
-        "train", "start", "extra", "fit", "loss", "criterion", "gradient", "after_step",
-        "trainable", "update", "keep",
+        "train", "start", "extra", "fit", "prepare", "batches", "loss", "criterion", "gradient",
+        "after_step", "trainable", "update", "keep",
     )  # fmt: skip
     GROUP_HOOKS: ClassVar[tuple[str, ...]] = (
         "train_group", "start_group", "group_gradients", "after_group_step", "group_update",
@@ -128,16 +128,37 @@ class LocalSGD(Client):
         """Return tensors on the client's device that are trained beside the model's, by name."""
         return {}
 
-    def loss(self, fit: Fit, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of a batch, x (batch, C, H, W) and y (batch,).
+    def prepare(self, fit: Fit) -> None:
+        """Put the model into the mode it trains in, before the first batch."""
+        fit.ctx.model.module.train()
+
+    def batches(
+        self, fit: Fit, rng: torch.Generator, epochs: int, steps: int | None
+    ) -> Iterable[tuple[Any, Any]]:
+        """Yield x and y of each step: inputs and labels, or what the model compares itself with.
+
+        A model that brings its own loss names the columns of the data set that it takes, in its
+        attribute `targets`; y is then the tuple of these.
+        """
+        columns = getattr(fit.ctx.model.module, "targets", ())
+        size = self.config.batch_size
+        if columns:
+            return fit.view.target_batches(columns, size, rng, epochs, steps)
+        return view_for(fit.ctx.model.module, fit.view).batches(size, rng, epochs, steps)
+
+    def loss(self, fit: Fit, x: Any, y: Any) -> Tensor | None:
+        """Return the loss of a batch, x (batch, C, H, W) and y (batch,); None to pass it over.
 
         For a model that reads pairs x is a tuple of images and tokens.
         """
         return self.criterion(fit, fit.ctx.model.module(x), y)
 
-    def criterion(self, fit: Fit, logits: Tensor, y: Tensor) -> Tensor:
-        """Return the mean loss of logits (batch, classes): the option `loss`."""
-        config = self.config
+    def criterion(self, fit: Fit, logits: Tensor, y: Any) -> Tensor:
+        """Return the loss of logits (batch, classes): the option `loss`, or the model's own."""
+        config, module = self.config, fit.ctx.model.module
+        if hasattr(module, "targets"):
+            own: Tensor = module.loss(logits, *y)  # type: ignore[operator]
+            return own
         if config.loss == "balanced-softmax":
             return losses.balanced_softmax(logits, y, fit.class_sizes, config.tau)
         if config.loss == "fedlc":
@@ -206,22 +227,21 @@ class LocalSGD(Client):
         parameters += [tensor.requires_grad_() for tensor in extra.values()]
         lr = config.lr * config.lr_decay ** (ctx.round - 1)
         fit = Fit(ctx, payload, state, names, parameters, lr, view)
-        ctx.model.module.train()
+        self.prepare(fit)
         total = torch.zeros((), device=ctx.device)
         samples = 0
         steps = config.steps if epochs is None else None
-        batches = view_for(ctx.model.module, view).batches(
-            config.batch_size, rng, epochs or config.epochs, steps
-        )
-        for x, y in batches:
+        for x, y in self.batches(fit, rng, epochs or config.epochs, steps):
             loss = self.loss(fit, x, y)
+            if loss is None:
+                continue
             grads = list(torch.autograd.grad(loss, parameters))
             with torch.no_grad():
                 self._step(fit, self.gradient(fit, grads))
                 self.after_step(fit)
-            total += loss.detach() * len(y)
-            samples += len(y)
-        return fit, {"train_loss": float(total) / samples}
+            total += loss.detach() * len(x)
+            samples += len(x)
+        return fit, {"train_loss": float(total) / max(1, samples)}
 
     def _step(self, fit: Fit, grads: list[Tensor]) -> None:
         config = self.config

@@ -18,6 +18,11 @@ def in_head(name: str) -> bool:
     return name.startswith("head.")
 
 
+def in_backbone(name: str) -> bool:
+    """Whether a tensor belongs to the feature extractor of a detector, which has a `backbone`."""
+    return name.startswith("backbone.")
+
+
 def batch_norm(module: nn.Module, *, statistics_only: bool = False) -> Callable[[str], bool]:
     """Return a test for the names of BatchNorm's tensors, which are found by the type of layer.
 

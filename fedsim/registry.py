@@ -207,7 +207,8 @@ def instantiate(obj: Any, configured: Any, key: str) -> Any:
     try:
         return obj(**configured)
     except (TypeError, ValueError) as error:
-        given = ", ".join(f"{k}: {v}" for k, v in configured.items())
+        plain = {k: v for k, v in configured.items() if isinstance(v, int | float | str)}
+        given = ", ".join(f"{k}: {v}" for k, v in plain.items())
         raise InputError(
             f"{key} {obj.__name__!r} refuses its options {{{given}}}: {error}"
         ) from error

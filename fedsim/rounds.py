@@ -207,7 +207,8 @@ class RoundLoop:
         with seeded_globals(experiment.seed, "strategy/configure", round):
             made = strategy.configure_train(round, self._arrays, ConfigRecord(), grid)
             messages = _listed(made)
-        if not messages:
+        alone = isinstance(strategy, Strategy) and strategy.server_only(round)
+        if not messages and not alone:
             raise RunFailed(f"round {round}: the strategy addressed no client")
         try:
             replies = grid.send_and_receive(messages)

@@ -129,6 +129,10 @@ class Strategy(FlowerStrategy):
         """Return the state before round 1, `params` being the initial model."""
         raise NotImplementedError(f"{type(self).__name__} does not define init")
 
+    def server_only(self, round: int) -> bool:
+        """Return whether the server works alone in this round 1..T: no client is sent anything."""
+        return False
+
     def configure(self, state: Any, round: int, cohort: Sequence[int]) -> Tree | Payload:
         """Return what the cohort (ascending client ids) gets; default: the generic model."""
         return {"model": self.generic(state)}
@@ -136,8 +140,8 @@ class Strategy(FlowerStrategy):
     def aggregate(self, state: Any, updates: Sequence[Update]) -> tuple[Any, Metrics]:
         """Return the next state and metrics.
 
-        `updates` is non-empty, screened, and in ascending order of client id. Neither `state` nor
-        `updates` may be changed in place.
+        `updates` is screened, in ascending order of client id, and non-empty but where the server
+        works alone. Neither `state` nor `updates` may be changed in place.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define aggregate")
 
@@ -163,6 +167,8 @@ class Strategy(FlowerStrategy):
         """Sample the cohort and address the payload to each of its clients."""
         if self.ctx is None:
             raise RuntimeError("call bind(params, ctx) before the first round")
+        if self.server_only(server_round):
+            return Letters([])
         nodes = None
         population = getattr(grid, "population", None)
         if population is None:
@@ -210,7 +216,7 @@ class Strategy(FlowerStrategy):
             like = self.generic(self.state) if "model" in self.needs else None
             sender = None if self.weighted_mean else reply.metadata.src_node_id
             updates.append(Update(tree_of(arrays, like), weight, metrics, sender))
-        if not updates:
+        if not updates and not self.server_only(server_round):
             return None, None
         self.state, metrics = self.aggregate(self.state, updates)
         return TreeRecord({"model": self.generic(self.state)}), MetricRecord(dict(metrics))

@@ -48,6 +48,20 @@ def tiny(**changes: Any) -> dict[str, Any]:
     return tree
 
 
+SCENES: dict[str, Any] = {
+    "dataset": {
+        "name": "emoji-scenes", "size": 64, "train": 24, "test": 6, "vendors": ["noto"],
+        "groups": ["smileys", "food"], "domains": ["clear", "fog", "snow"],
+    },
+    "partition": {
+        "name": "server-labelled", "clients": 8, "server_domain": "clear",
+        "within": {"name": "domain"}, "test": 0.1,
+    },
+    "model": {"name": "detector", "width": 8},
+}  # fmt: skip
+"""Sections of an experiment with a detector and labels at the server only."""
+
+
 def prepared(**changes: Any) -> Experiment:
     """Return the tiny experiment as the platform completes it."""
     from fedsim.api import prepare

@@ -23,7 +23,7 @@ from fedsim.maths import trees
 from fedsim.params import FlatModel, Params
 from fedsim.runs.codec import from_bytes, to_bytes
 from fedsim.strategy import Payload
-from tests.runs import assert_same, events, prepared, tiny
+from tests.runs import SCENES, assert_same, events, prepared, tiny
 from tests.test_survival import StopAt
 
 STRATEGIES = sorted(registry.names("strategies"))
@@ -48,6 +48,9 @@ PAIRED = {
 }
 """For strategies that refuse a model without towers of images and texts."""
 
+DETECTING = ("fedsto", "ssfl-fedbn", "ssfl-feddyn", "ssfl-fedopt")
+"""Strategies of detectors whose server has labels and whose clients have none."""
+
 
 def required(kind: str, name: str) -> dict[str, Any]:
     """Return values for the options that have no default: none so far."""
@@ -63,7 +66,12 @@ def experiment(strategy: str, **changes: Any) -> dict[str, Any]:
 
 
 def fitting(strategy: str, **changes: Any) -> dict[str, Any]:
-    """Return the changes, with the model and data that a strategy can not do without."""
+    """Return the changes, with the model and data that a strategy can not do without.
+
+    A partition that a test wants divides all samples but those of the server.
+    """
+    if strategy in DETECTING:
+        return {**changes, **detecting(strategy, changes.get("partition"))}
     if strategy == "pfedpg":
         return {**changes, "model": PROMPTED}
     if strategy in ("fedbn", "silobn"):
@@ -80,6 +88,24 @@ def fitting(strategy: str, **changes: Any) -> dict[str, Any]:
         "model": PAIRED,
         "client": {"epochs": 1, "batch_size": 32, "lr": 0.1},
     }
+
+
+def detecting(strategy: str, partition: dict[str, Any] | None) -> dict[str, Any]:
+    """Return sections with labels at the server; clients divide the rest as `partition` says."""
+    sections = copy.deepcopy(SCENES)
+    if partition is not None:
+        rest = {key: value for key, value in partition.items() if key != "name"}
+        within = {"name": partition["name"]}
+        sections["partition"] = {**sections["partition"], **rest, "within": within}
+    # Clients are in every round, and the server hardly moves what they make. An untrained teacher's
+    # scores lie between the thresholds.
+    stages = {} if strategy in ("ssfl-feddyn", "ssfl-fedopt") else {"stage1_rounds": 1}
+    sections["strategy"] = {"name": strategy, "warm_up_rounds": 0, "lr": 1e-4, **stages}
+    client = {"ssfl-fedopt": "fedsto"}.get(strategy, strategy)
+    sections["client"] = {
+        "name": client, "epochs": 1, "batch_size": 4, "lr": 0.01, "tau_low": 0.01, "tau_high": 0.03,
+    }  # fmt: skip
+    return sections
 
 
 def numbers(update: Update) -> list[torch.Tensor]:
@@ -278,7 +304,9 @@ def one_sample_each(labels: Any, clients: int, rng: Any) -> Any:
 def test_all_clients_but_one_fail(
     name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = type(components.build_client(prepared(strategy={"name": name}, **fitting(name))))
+    client = type(
+        components.build_client(prepared(**{"strategy": {"name": name}, **fitting(name)}))
+    )
     original = client.train
 
     def train(self: Any, payload: Any, state: Any, data: Any, rng: Any, ctx: Any) -> Any:

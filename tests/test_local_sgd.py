@@ -368,3 +368,56 @@ def test_a_worker_does_not_import_torch_optim() -> None:
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", text], check=False).returncode == 0
+
+
+class Centred(OneWeight):
+    """Brings its own loss: half the squared distance of w to the first coordinate of a box."""
+
+    targets = ("boxes", "box_labels")
+
+    def loss(self, outputs: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        assert labels.shape == (len(outputs), 1)
+        return 0.5 * (outputs[:, 0] - boxes[:, 0, 0]).square().mean()
+
+
+BOXED = Split(
+    np.full((4, 1, 1, 1), 255, np.uint8),
+    np.zeros(4, np.int64),
+    {
+        "boxes": np.array([1, 2, 3, 6], np.float32).reshape(4, 1, 1).repeat(4, 2),
+        "box_labels": np.zeros((4, 1), np.int64),
+    },
+)
+
+
+def test_a_model_may_bring_its_own_loss_and_targets() -> None:
+    ctx = context(Centred())
+    client = LocalSGD(LocalSGD.Config(lr=0.5))
+    data = client_data(range(4), BOXED, ONE_CARD)
+    _, update = client.train({"model": ctx.model.params()}, None, data, generator(), ctx)
+    # One step: the gradient of the mean loss at w = 0 is minus the mean 3 of the coordinates.
+    assert float(update.tensors["model"]["w"]) == pytest.approx(1.5)
+    assert update.metrics["train_loss"] == pytest.approx((1 + 4 + 9 + 36) / 8)
+
+
+def test_a_batch_without_a_loss_is_passed_over() -> None:
+    """Neither its weights nor its momentum, decay and share in the loss count."""
+
+    class Picky(LocalSGD):
+        passed_over: set[int]
+
+        def loss(self, fit: Fit, x: Tensor, y: Tensor) -> Tensor | None:
+            step = fit.scratch["step"] = fit.scratch.get("step", 0) + 1
+            return None if step in self.passed_over else super().loss(fit, x, y)
+
+    def trained(passed_over: set[int], rows: int) -> tuple[float, float]:
+        ctx = context(OneWeight())
+        client = Picky(Picky.Config(batch_size=1, lr=1.0, momentum=0.9, weight_decay=0.5))
+        client.passed_over = passed_over
+        data = client_data(range(rows), ONES, ONE_CARD)
+        _, update = client.train({"model": ctx.model.params()}, None, data, generator(), ctx)
+        return float(update.tensors["model"]["w"]), update.metrics["train_loss"]
+
+    expected = (pytest.approx(0.5), pytest.approx(float(np.log(2))))
+    assert trained({2, 3}, 3) == trained(set(), 1) == expected
+    assert trained({1}, 1) == (0.0, 0.0)

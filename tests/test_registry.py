@@ -323,7 +323,9 @@ def test_a_foreign_constructor_that_refuses_is_bad_input() -> None:
         "clipping_norm": 2.0,
         "num_sampled_clients": 3,
     }
-    with pytest.raises(InputError, match=r"strategy: ValueError: .*noise"):
+    with pytest.raises(
+        InputError, match=r"refuses its options \{noise_multiplier: -1.*\}: .*noise"
+    ):
         instantiate(resolve("strategies", DP), configure("strategies", DP, given), "strategy")
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 
-from fedsim.data.augment import Augmentation
+from fedsim.data.augment import Augmentation, Placement
 from fedsim.data.dataset import Card, Split
 from fedsim.data.partition import MODALITIES, ClientIndices, Modality
 from fedsim.errors import check
@@ -89,7 +89,7 @@ class View:
         self._check_inputs()
         if self.augment is None or rng is None:
             return self._gather(self._rows(order))
-        return self._augmented(self._read(self._rows(order)), rng)
+        return self.changed(order, rng)[0]
 
     def labels(self, order: Order = None) -> torch.Tensor:
         """Return the labels of all samples, or of those at the positions in `order`.
@@ -115,6 +115,62 @@ class View:
             raise HiddenData(f"this client holds images only, not the column {name!r}")
         rows = np.asarray(self.split.extra[name][self._rows(order).numpy()])
         return rows if rows.dtype.kind == "S" else torch.from_numpy(rows).to(self.device)
+
+    def changed(self, order: Order, rng: torch.Generator) -> tuple[torch.Tensor, Placement]:
+        """Return the inputs at the positions in `order` changed by `augment`, and how they moved.
+
+        Raises:
+            HiddenData: the images of a client that holds texts only.
+        """
+        self._check_inputs()
+        x = self._read(self._rows(order))
+        if self.augment is None:
+            return self._normalise(x), Placement.same(x)
+        x, place = self.augment.placed(x, rng)
+        return self.augment.normalised(self._normalise(x), rng), place
+
+    def target_batches(
+        self,
+        columns: Sequence[str],
+        batch_size: int,
+        rng: torch.Generator | None = None,
+        epochs: int = 1,
+        steps: int | None = None,
+    ) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
+        """Yield inputs as `batches` does, with columns of the data set instead of labels.
+
+        The columns ``boxes`` and ``box_labels`` follow the images that `augment` moves.
+
+        Raises:
+            KeyError: the split has no such column.
+            HiddenData: the view's client may not see a column, or has no images.
+        """
+        self._check_inputs()
+        for name in columns:
+            self.column(name, torch.arange(0))
+        return self._target_batches(columns, batch_size, rng, epochs, steps)
+
+    def _target_batches(
+        self,
+        columns: Sequence[str],
+        batch_size: int,
+        rng: torch.Generator | None,
+        epochs: int,
+        steps: int | None,
+    ) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
+        for order in self.index_batches(batch_size, rng, epochs, steps):
+            values: dict[str, torch.Tensor] = {
+                name: torch.as_tensor(self.column(name, order)) for name in columns
+            }
+            if self.augment is None or rng is None:
+                x = self.inputs(order)
+            else:
+                x, place = self.changed(order, rng)
+                if {"boxes", "box_labels"} <= set(columns):
+                    values["boxes"], values["box_labels"] = place.boxes(
+                        values["boxes"], values["box_labels"]
+                    )
+            yield x, tuple(values.values())
 
     def index_batches(
         self,

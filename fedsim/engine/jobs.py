@@ -105,6 +105,12 @@ class Report:
     update: Tree | None = None  # None where the block is reduced
     state: bytes | None = None  # the encoded state after this round, if the client keeps one
     content: Any = None  # a foreign ClientApp's reply
+    audit: dict[str, float] = field(default_factory=dict)  # metrics that the server never sees
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """All that is recorded of the client."""
+        return {**self.metrics, **self.audit}
 
 
 @dataclass

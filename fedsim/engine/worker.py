@@ -221,7 +221,12 @@ class Worker:
         task = self._task(block, part, payload)
         self.seed_globals(block, part.client)
         state, update = self.client.train(task.payload, task.state, task.data, task.rng, task.ctx)
-        return self._report(part, state, update)
+        report = self._report(part, state, update)
+        if update.claims is not None:
+            seen = replace(part, indices=part.indices._replace(labelled=True))
+            audit = self.client.audit(update.claims, self.data(seen).train, task.ctx)
+            report.audit = _numbers(audit)
+        return report
 
     def _train_group(
         self, block: Block, group: list[Assignment], payload: Tree, result: BlockResult

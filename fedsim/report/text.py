@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def is_share(name: str) -> bool:
     """Whether a metric is a share that is shown in percent."""
-    return "accuracy" in name or "recall" in name or name.rpartition("/")[2].startswith("mAP")
+    precision = any(part.startswith("mAP") for part in name.split("/"))
+    return precision or any(word in name for word in ("accuracy", "recall", "precision"))
 
 
 def number(value: float, name: str, signed: bool = False) -> str:

@@ -14,9 +14,9 @@ def client_means(log: RoundLog) -> dict[str, float]:
     total = sum(r.weight for r in good)
     if not good or total <= 0:
         return {}
-    names = set.intersection(*(set(r.metrics) for r in good))
+    names = set.intersection(*(set(r.measured) for r in good))
     return {
-        name: sum(r.weight * r.metrics[name] for r in good) / total
+        name: sum(r.weight * r.measured[name] for r in good) / total
         for name in sorted(names - {"num-examples"})
     }
 
@@ -38,9 +38,9 @@ def train_rows(log: RoundLog) -> list[ClientRows]:
 def columns(split: str, reports: list[Report]) -> list[ClientRows]:
     """Return the clients' metrics as ``(split, name, clients, values)``."""
     found: list[ClientRows] = []
-    for name in dict.fromkeys(name for r in reports for name in r.metrics):
-        some = [r for r in reports if name in r.metrics]
-        values = [r.metrics[name] for r in some]
+    for name in dict.fromkeys(name for r in reports for name in r.measured):
+        some = [r for r in reports if name in r.measured]
+        values = [r.measured[name] for r in some]
         found.append((*placed(split, name), [r.client for r in some], values))
     return found
 

@@ -91,3 +91,96 @@ def test_the_same_generator_gives_the_same_images() -> None:
 def test_bad_options_are_named(options: dict[str, float], name: str) -> None:
     with pytest.raises(InputError, match=f"augment.{name}"):
         Augmentation(**options)  # type: ignore[arg-type]
+
+
+# Where things go
+
+
+def squares(n: int = 40, size: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images (n, size, size, 1) with a bright rectangle each, and its box (n, 1, 4)."""
+    draw = generator(5)
+    corner = torch.randint(12, 24, (n, 2), generator=draw)
+    side = torch.randint(6, 12, (n, 2), generator=draw)
+    boxes = torch.cat([corner, corner + side], dim=1)
+    x = torch.zeros(n, size, size, 1)
+    for image, (x1, y1, x2, y2) in zip(x, boxes.tolist(), strict=True):
+        image[y1:y2, x1:x2] = 200.0
+    return x, boxes.float().unsqueeze(1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"flip": True}, {"crop": 6}, {"scale": 0.4}, {"flip": True, "crop": 4, "scale": 0.3}],
+)
+def test_boxes_go_where_their_pixels_go(options: dict[str, float]) -> None:
+    x, boxes = squares()
+    moved, place = Augmentation(**options).placed(x, generator())  # type: ignore[arg-type]
+    found, labels = place.boxes(boxes, torch.zeros(len(x), 1, dtype=torch.int64))
+    assert (labels == 0).all()
+    assert not torch.equal(found, boxes)
+    for image, (x1, y1, x2, y2) in zip(moved[..., 0], found[:, 0].tolist(), strict=True):
+        rows, columns = (image > 100).any(1).nonzero(), (image > 100).any(0).nonzero()
+        # Interpolated edges may lie half a pixel off.
+        edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert [float(e) for e in edges] == pytest.approx([x1, y1, x2, y2], abs=1.0)
+
+
+def test_mapping_boxes_twice_through_a_mirror_is_the_identity() -> None:
+    _, boxes = squares()
+    labels = torch.ones(len(boxes), 1, dtype=torch.int64)
+    _, place = Augmentation(flip=True).placed(torch.zeros(len(boxes), 48, 48, 1), generator())
+    assert place.mirrored.any()
+    once = place.boxes(boxes, labels)
+    assert not torch.equal(once[0], boxes)
+    twice, same = place.boxes(*once)
+    assert torch.equal(twice, boxes)
+    assert torch.equal(same, labels)
+
+
+def test_boxes_that_leave_the_image_are_cut_off_or_gone() -> None:
+    place = Augmentation().placed(torch.zeros(1, 20, 30, 1), generator())[1]
+    place.shift = torch.tensor([[18.0, 0.0]])
+    boxes = torch.tensor(
+        [[[0.0, 0, 10, 10], [4, 0, 16, 10], [8, 0, 20, 10], [11.5, 0, 13, 4], [2, 2, 3, 3]]]
+    )
+    labels = torch.tensor([[0, 1, 2, 3, -1]])
+    found, kept = place.boxes(boxes, labels)
+    # Of 10, 12, 12 and 1.5 columns 10, 8, 4 and 0.5 are left; a quarter and a pixel must be.
+    assert kept.tolist() == [[0, 1, 2, -1, -1]]
+    assert found[0, :3].tolist() == [[18, 0, 28, 10], [22, 0, 30, 10], [26, 0, 30, 10]]
+    assert found[0, 3:].abs().sum() == 0
+    place.shift = torch.tensor([[21.0, 0.0]])
+    assert place.boxes(boxes, labels)[1].tolist() == [[0, 1, -1, -1, -1]]
+
+
+def test_a_zoom_keeps_the_picture_inside_or_shows_a_window_of_it() -> None:
+    x = torch.full((500, 16, 16, 1), 100.0)
+    zoomed, place = Augmentation(scale=0.5).placed(x, generator())
+    assert float(place.factor.min()) > 0.5
+    assert float(place.factor.max()) < 1.5
+    assert abs(float(place.factor.mean()) - 1) < 4 * 0.29 / 500**0.5
+    small = place.factor < 1
+    lit = (zoomed > 50).float().mean((1, 2, 3)) * 256
+    assert (lit[~small] == 256).all()
+    sides = 16 * place.factor[small]
+    assert ((lit[small] >= (sides - 1.01) ** 2) & (lit[small] <= (sides + 1.01) ** 2)).all()
+
+
+def test_blur_is_binomial_and_keeps_the_mean() -> None:
+    x = torch.zeros(1, 9, 9, 1)
+    x[0, 4, 4] = 256.0
+    soft = Augmentation(blur=1.0).pixels(x, generator())[0, :, :, 0]
+    assert soft[4].tolist() == [0, 0, 6, 24, 36, 24, 6, 0, 0]
+    assert float(soft.sum()) == 256.0
+    flat = torch.full((300, 6, 5, 3), 7.0)
+    assert torch.equal(Augmentation(blur=1.0).pixels(flat.clone(), generator()), flat)
+    noisy = torch.rand(1000, 4, 4, 3)
+    half = Augmentation(blur=0.5).pixels(noisy.clone(), generator())
+    changed = int((half != noisy).flatten(1).any(1).sum())
+    assert abs(changed - 500) < 4 * 16
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", 1.0), ("scale", -0.1), ("blur", 1.5)])
+def test_bad_values_of_what_moves_are_named(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"augment.{name}"):
+        Augmentation(**{name: value})

@@ -281,3 +281,64 @@ def test_augmentation_does_not_depend_on_how_many_samples_are_gathered(monkeypat
     first = torch.cat([x for x, _ in view.batches(8, generator())])
     monkeypatch.setattr("fedsim.data.views._CHUNK_CPU", 1)
     assert torch.equal(torch.cat([x for x, _ in view.batches(8, generator())]), first)
+
+
+def boxed(n: int = 12) -> Split:
+    """Black images of 32 pixels with one white rectangle each, and its box."""
+    x = np.zeros((n, 32, 32, 3), np.uint8)
+    boxes = np.zeros((n, 2, 4), np.float32)
+    for i in range(n):
+        boxes[i, 0] = (i, 8, i + 6, 18)
+        x[i, 8:18, i : i + 6] = 255
+    labels = np.tile(np.array([1, -1], np.int64), (n, 1))
+    return Split(x, np.ones(n, np.int64), {"boxes": boxes, "box_labels": labels})
+
+
+def test_target_batches_are_index_batches_with_columns() -> None:
+    view = View(boxed(), np.arange(12), card(3, 32, 32))
+    orders = list(view.index_batches(5, generator(), epochs=2))
+    found = list(view.target_batches(("box_labels", "boxes"), 5, generator(), epochs=2))
+    assert len(found) == len(orders) == 6
+    for order, (x, (labels, boxes)) in zip(orders, found, strict=True):
+        assert torch.equal(x, view.inputs(order))
+        assert torch.equal(torch.as_tensor(view.column("boxes", order)), boxes)
+        assert labels.tolist() == [[1, -1]] * len(order)
+
+
+def test_boxes_of_target_batches_follow_the_augmented_images() -> None:
+    own = Augmentation(flip=True, crop=3)
+    view = View(boxed(), np.arange(12), card(3, 32, 32), augment=own)
+    moved = 0
+    for x, (boxes, labels) in view.target_batches(("boxes", "box_labels"), 4, generator()):
+        white = x[:, 0] > 0
+        for image, (x1, y1, x2, y2) in zip(white, boxes[:, 0].int().tolist(), strict=True):
+            inside = torch.zeros(32, 32, dtype=torch.bool)
+            inside[y1:y2, x1:x2] = True
+            assert torch.equal(image, inside)
+            moved += y1 != 8
+        assert labels.tolist() == [[1, -1]] * len(x)
+    assert moved
+    plain = next(view.target_batches(("boxes", "box_labels"), 12))  # without a generator
+    assert torch.equal(plain[1][0], torch.as_tensor(view.column("boxes")))
+
+
+def test_changed_inputs_are_those_of_batches() -> None:
+    own = Augmentation(crop=2, flip=True, jitter=0.3, cutout=4)
+    view = View(boxed(), np.arange(12), card(3, 32, 32), augment=own)
+    rng = generator()
+    order = torch.randperm(12, generator=rng)
+    x, place = view.changed(order, rng)
+    assert torch.equal(x, next(iter(view.batches(12, generator())))[0])
+    assert place.mirrored.any()
+    plain, stayed = View(boxed(), np.arange(12), card(3, 32, 32)).changed(order, rng)
+    assert torch.equal(plain, view.inputs(order))
+    boxes, labels = (torch.as_tensor(view.column(c, order)) for c in ("boxes", "box_labels"))
+    assert torch.equal(stayed.boxes(boxes, labels)[0], boxes)
+
+
+def test_hidden_boxes_are_no_targets() -> None:
+    view = View(boxed(), np.arange(12), card(3, 32, 32), labelled=False)
+    with pytest.raises(HiddenData, match="hidden"):
+        view.target_batches(("boxes", "box_labels"), 4)
+    with pytest.raises(KeyError):
+        view.target_batches(("tokens",), 4)

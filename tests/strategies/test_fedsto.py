@@ -1,0 +1,479 @@
+"""FedSTO: what is trained, sent and averaged in each stage, the teacher, its boxes, the server."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fedsim
+from fedsim import components
+from fedsim.client import Update
+from fedsim.data.augment import Augmentation
+from fedsim.data.views import HiddenData, View
+from fedsim.errors import InputError
+from fedsim.local_sgd import Fit
+from fedsim.maths.orthogonality import Orthogonality
+from fedsim.maths.pseudo_boxes import pseudo_targets
+from fedsim.models.detector import Detections
+from fedsim.params import FlatModel, Params
+from fedsim.parts import in_backbone
+from fedsim.strategy import ServerContext
+from strategies.fedsto import FedSTO
+from tests.runs import SCENES, events, model_bits, prepared, tiny
+from tests.strategies.played import Player, assert_weights, changed
+
+LOW = {"tau_low": 0.01, "tau_high": 0.03}
+"""Thresholds between which an untrained detector's scores lie."""
+
+
+def in_rest(name: str) -> bool:
+    return not in_backbone(name)
+
+
+class Scene:
+    """The strategy and a client, played by hand in a stage."""
+
+    def __init__(
+        self, stage: int = 2, strategy: dict[str, Any] | None = None, **client: Any
+    ) -> None:
+        options = {"warm_up_rounds": 1, "stage1_rounds": 1, "batch_size": 8, **(strategy or {})}
+        section = {"name": "fedsto", **options}
+        given = {"epochs": 1, "batch_size": 2, "lr": 0.05, **LOW, **client}
+        self.player = Player(**SCENES, strategy=section, client={"name": "fedsto", **given})
+        worker, manifest = self.player.worker, self.player.manifest
+        self.server = View(worker.dataset.train, manifest.server, worker.dataset.card)
+        model = FlatModel(copy.deepcopy(worker.model.module))
+        self.context = ServerContext(0, 9, 8, 8, 2, model, worker.dataset, self.server)
+        self.strategy: Any = components.build_strategy(self.player.experiment)
+        self.strategy.bind(changed(self.player.initial, 0.01), self.context)
+        self.round = stage + 1
+        self.w: Params = self.strategy.state.model
+        self.payload = self.strategy.configure(self.strategy.state, self.round, range(8))
+
+    def train(self, client: int = 0) -> Update:
+        context = self.player.context(client, self.round)
+        method, data = self.player.client, self.player.data(client)
+        rng = self.player.rng(client, self.round)
+        state, update = method.train(self.payload, None, data, rng, context)
+        assert state is None
+        return update
+
+    def resident(self) -> Params:
+        """Return what the client's model holds after training."""
+        return self.player.worker.model.params()
+
+
+def moved(before: Params, after: Params) -> set[str]:
+    return {name for name in after if not before[name].equal(after[name])}
+
+
+# Stage 1
+
+
+def test_selective_training_changes_and_sends_the_backbone_alone() -> None:
+    scene = Scene(1)
+    assert set(scene.payload["model"]) == {n for n in scene.w if in_backbone(n)}
+    assert set(scene.payload["fixed"]) == {n for n in scene.w if in_rest(n)}
+    update = scene.train()
+    assert set(update.tensors) == {"model"}
+    assert set(update.tensors["model"]) == {n for n in scene.w if in_backbone(n)}
+    after = scene.resident()
+    different = moved(scene.w, after)
+    assert different
+    assert all(map(in_backbone, different))
+    assert any(name.endswith("running_mean") for name in different)
+    trained = {n for n in scene.w.layout.names[: scene.w.layout.num_parameters] if in_backbone(n)}
+    assert len(trained & different) > 0.9 * len(trained)
+
+
+def backbone(params: Params) -> Params:
+    return params.only(in_backbone)
+
+
+def test_the_backbones_are_averaged_by_samples_and_the_rest_stays_the_servers() -> None:
+    scene = Scene(1)
+    first, second = (backbone(changed(scene.w, 0.1, seed)) for seed in (1, 2))
+    updates = [Update({"model": first}, 1.0), Update({"model": second}, 3.0)]
+    joined = scene.strategy.join(scene.strategy.state, updates)
+    for name in scene.w.layout.names:
+        expected = (first[name] + 3 * second[name]) / 4 if in_backbone(name) else scene.w[name]
+        torch.testing.assert_close(joined.model[name], expected, rtol=1e-6, atol=1e-7)
+    for name in filter(in_rest, scene.w):
+        assert joined.model[name].equal(scene.w[name])
+    for alike in ([1.0, 5.0], [2.0]):
+        updates = [Update({"model": first}, weight) for weight in alike]
+        found = scene.strategy.join(scene.strategy.state, updates).model
+        torch.testing.assert_close(backbone(found).flat, first.flat)
+
+
+def sections(**options: Any) -> dict[str, Any]:
+    """Return an experiment of four rounds: one of warm-up, one of stage 1, two of stage 2."""
+    strategy = {
+        "warm_up_rounds": 1,
+        "stage1_rounds": 1,
+        "batch_size": 8,
+        **options.pop("strategy", {}),
+    }
+    client = {"epochs": 1, "batch_size": 4, "lr": 0.02, **LOW, **options.pop("client", {})}
+    return tiny(
+        **{
+            **copy.deepcopy(SCENES), "rounds": 4, "strategy": {"name": "fedsto", **strategy},
+            "client": {"name": "fedsto", **client}, **options,
+        }
+    )  # fmt: skip
+
+
+def test_recorded_bytes_are_those_of_backbone_and_model(tmp_path: Path) -> None:
+    run = fedsim.run(sections(), out=tmp_path)
+    assert events(run) == []
+    sizes = {n: t.numel() * t.element_size() for n, t in run.arrays().items()}
+    whole, part = sum(sizes.values()), sum(v for n, v in sizes.items() if in_backbone(n))
+    up = run.client_values("train", "bytes_up")
+    assert set(up[up["round"] == 2]["value"]) == {part}
+    assert set(up[up["round"] >= 3]["value"]) == {whole}
+    assert set(up["round"]) == {2, 3, 4}
+    down = run.client_values("train", "bytes_down")["value"]
+    assert down.min() >= whole
+    assert down.max() <= whole + 100  # lam, the round and such
+    assert 0.5 < part / whole < 0.9
+
+
+def test_lam_has_no_effect_before_stage_2(tmp_path: Path) -> None:
+    runs = [
+        fedsim.run(sections(rounds=2, name=f"lam{lam}", strategy={"lam": lam}), out=tmp_path)
+        for lam in (0.0, 10.0)
+    ]
+    assert model_bits(runs[0]) == model_bits(runs[1])
+
+
+# Stage 2
+
+
+def test_everything_is_trained_and_sent_in_stage_2() -> None:
+    scene = Scene(2)
+    assert len(scene.payload["fixed"]) == 0
+    update = scene.train()
+    different = moved(scene.w, update.tensors["model"])
+    assert len(different) > 0.95 * len(scene.w)
+    assert {n.split(".")[0] for n in different} == {"backbone", "neck", "head"}
+
+
+@pytest.mark.parametrize("penalised", ["non-backbone", "all"])
+def test_the_penalty_is_on_filters_of_neck_and_head(penalised: str) -> None:
+    scene = Scene(2, {"lam": 1e-4, "penalised": penalised})
+    assert scene.payload["lam"] == 1e-4
+    context, client = scene.player.context(), scene.player.client
+    client.start(scene.payload, None, context)
+    names, parameters = context.model.parameter_names, context.model.parameters
+    fit = Fit(context, scene.payload, None, names, [*parameters], 0.1, scene.player.data().train)
+    client.prepare(fit)
+    penalty = fit.scratch["ortho"](fit.scratch["V"])
+    grads = torch.autograd.grad(penalty, parameters, allow_unused=True)
+    touched = {n for n, g in zip(names, grads, strict=True) if g is not None and g.abs().sum() > 0}
+    filters = {n for n, p in zip(names, parameters, strict=True) if p.ndim > 1}
+    assert touched == {n for n in filters if penalised == "all" or in_rest(n)}
+
+
+def test_without_lam_it_is_semi_supervised_averaging(tmp_path: Path) -> None:
+    """ortho none and lam 0 are the same run; a large lam is another."""
+    different = {"lam": {"lam": 0.0}, "none": {"ortho": "none"}, "much": {"lam": 1.0}}
+    runs = {
+        name: fedsim.run(sections(rounds=3, name=name, strategy=options), out=tmp_path)
+        for name, options in different.items()
+    }
+    assert model_bits(runs["lam"]) == model_bits(runs["none"])
+    assert model_bits(runs["lam"]) != model_bits(runs["much"])
+    assert "train/ortho" in runs["much"].final
+    assert "train/ortho" not in runs["lam"].final
+
+
+def test_a_round_of_a_client_written_out() -> None:
+    """torch.optim, a teacher averaged by name, and the loss on its boxes: the same weights."""
+    options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-3, "alpha": 0.8, "epochs": 2}
+    scene = Scene(2, {"lam": 0.01}, **options)
+    update = scene.train()
+    student: Any = scene.player.module(scene.w)
+    teacher: Any = copy.deepcopy(student).eval()
+    penalty = Orthogonality("shorter")
+    rate = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    view, rng = scene.player.data().train, scene.player.rng(round=scene.round)
+    steps = 0
+    for order in view.index_batches(2, rng, 2):
+        x = view.inputs(order)
+        with torch.no_grad():
+            found = teacher.detect(x, least_score=0.01, iou=0.65)
+        targets = pseudo_targets(
+            found.boxes, found.labels, found.scores, found.objectness, 0.01, 0.03
+        )
+        assert (found.labels >= 0).any()
+        loss = student.loss_of(student(x), targets)
+        named = {n: p for n, p in student.named_parameters() if in_rest(n)}
+        rate.zero_grad()
+        (loss + 0.01 * penalty(named)).backward()
+        rate.step()
+        with torch.no_grad():
+            for ours, theirs in zip(
+                teacher.state_dict().values(), student.state_dict().values(), strict=True
+            ):
+                if ours.is_floating_point():
+                    ours.copy_(0.8 * ours + 0.2 * theirs)
+        steps += 1
+    assert steps == 2 * 2
+    assert_weights(update.tensors["model"], student, 1e-4)
+
+
+# The teacher
+
+
+def teacher_after(alpha: float, steps: int = 1) -> tuple[Params, Params, Params]:
+    """Return the broadcast model, the student and the teacher after some steps."""
+    found = {}
+    for who in ("student", "teacher"):
+        scene = Scene(2, uploads=who, alpha=alpha, steps=steps)
+        found[who] = scene.train().tensors["model"]
+    return scene.w, found["student"], found["teacher"]
+
+
+def test_the_teacher_is_a_moving_average_from_the_broadcast_model() -> None:
+    w, student, teacher = teacher_after(0.75)
+    torch.testing.assert_close(teacher.flat, 0.75 * w.flat + 0.25 * student.flat)
+    assert moved(w, teacher) >= {n for n in w.layout.names if n.endswith("running_mean")}
+
+
+def test_the_global_labeller_and_the_current_student_are_its_ends() -> None:
+    w, student, teacher = teacher_after(1.0, 3)
+    assert teacher.flat.equal(w.flat)
+    assert not student.flat.equal(w.flat)
+    _, student, teacher = teacher_after(0.0, 3)
+    torch.testing.assert_close(teacher.flat, student.flat, rtol=1e-6, atol=1e-7)
+
+
+def test_the_teacher_has_no_gradient_and_does_not_outlive_the_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(2)
+    seen: list[Any] = []
+    original = type(scene.player.client).detect
+
+    def detect(self: Any, module: Any, x: Tensor) -> Detections:
+        seen.append((module, [p.requires_grad for p in module.parameters()], module.training))
+        return original(self, module, x)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(type(scene.player.client), "detect", detect)
+    first = scene.train()
+    assert not any(any(flags) or training for _, flags, training in seen)
+    scene.train(client=3)
+    again = scene.train()
+    assert first.tensors["model"].flat.equal(again.tensors["model"].flat)
+    assert first.metrics == again.metrics
+
+
+# Pseudo boxes
+
+
+def test_a_teacher_that_finds_nothing_changes_nothing() -> None:
+    scene = Scene(2, tau_low=1.0, tau_high=1.0, momentum=0.9, weight_decay=0.1)
+    update = scene.train()
+    assert update.tensors["model"].flat.equal(scene.w.flat)
+    assert update.metrics["train_loss"] == 0.0
+    assert scene.player.client.audit(update.claims, labelled(scene), None) == {
+        "pseudo_boxes": 0.0,
+        "pseudo_recall": 0.0,
+    }
+
+
+def labelled(scene: Scene, client: int = 0) -> View:
+    data = scene.player.data(client)
+    return View(
+        scene.player.worker.dataset.train, data.train_rows, scene.player.worker.dataset.card
+    )
+
+
+def truth(view: View) -> Detections:
+    boxes, labels = (torch.as_tensor(view.column(c)) for c in ("boxes", "box_labels"))
+    sure = (labels >= 0).float()
+    return Detections(boxes, labels, sure, sure)
+
+
+def test_a_perfect_teacher_is_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(2, tau_low=0.1, tau_high=0.6)
+    view, client, context = labelled(scene), scene.player.client, scene.player.context()
+    client.start(scene.payload, None, context)
+    payload = {**scene.payload, "lam": 0.0}
+    names, parameters = context.model.parameter_names, context.model.parameters
+    fit = Fit(context, payload, None, names, [*parameters], 0.1, view)
+    module: Any = context.model.module.eval()
+    x, told = view.inputs(), truth(view)
+    real = module.loss(module(x), told.boxes, told.labels)
+    assert float(client.loss(fit, x, told).detach()) == float(real.detach()) > 0
+    claims = [(torch.arange(len(view)), told)]
+    metrics = client.audit(claims, view, context)
+    assert metrics["pseudo_precision"] == metrics["pseudo_recall"] == 1.0
+    assert metrics["pseudo_boxes"] == float((told.labels >= 0).sum()) / len(view)
+
+
+def test_the_audit_counts_reliable_boxes_alone() -> None:
+    scene = Scene(2, tau_low=0.1, tau_high=0.6)
+    view = labelled(scene)
+    told = truth(view)
+    told.scores = told.scores * 0.5
+    count = int((told.labels >= 0).sum())
+    told.scores[0, 0] = 0.7
+    found = scene.player.client.audit([(torch.arange(len(view)), told)], view, None)
+    assert found["pseudo_precision"] == 1.0
+    assert found["pseudo_recall"] == pytest.approx(1 / count)
+    told.labels[0, 0] = 1 - told.labels[0, 0]
+    found = scene.player.client.audit([(torch.arange(len(view)), told)], view, None)
+    assert found["pseudo_precision"] == found["pseudo_recall"] == 0.0
+
+
+def test_boxes_follow_the_augmented_image() -> None:
+    """With the true boxes for a teacher's, the augmented student is taught where objects went."""
+    scene = Scene(2)
+    view = labelled(scene)
+    view.augment = Augmentation(flip=True, crop=5)
+    client, context = scene.player.client, scene.player.context()
+    client.start(scene.payload, None, context)
+    names, parameters = context.model.parameter_names, context.model.parameters
+    fit = Fit(context, scene.payload, None, names, [*parameters], 0.1, view)
+    client.prepare(fit)
+    order: list[int] = []
+    client.detect = (
+        lambda module, x: Detections(  # type: ignore[method-assign]
+            *(v[order[-len(x) :]] for v in vars(truth(view)).values())
+        )
+    )
+    rng, same = (torch.Generator().manual_seed(5) for _ in range(2))
+    shown = torch.randperm(len(view), generator=same)
+    order += shown.tolist()
+    client.config = type(client.config)(batch_size=len(view))
+    ((x, found),) = client.batches(fit, rng, 1, None)
+    expected, place = view.changed(shown, same)
+    told = truth(view)
+    boxes, labels = place.boxes(told.boxes[shown], told.labels[shown])
+    assert x.equal(expected)
+    assert found.boxes.equal(boxes)
+    assert found.labels.equal(labels)
+    assert not found.boxes.equal(told.boxes[shown])
+
+
+def test_clients_read_no_label() -> None:
+    scene = Scene(2)
+    view = scene.player.data().train
+    for read in (view.labels, lambda: view.column("boxes"), lambda: view.column("box_labels")):
+        with pytest.raises(HiddenData):
+            read()
+    assert scene.train().weight == len(view)
+
+
+def test_the_proximal_term_pulls_to_the_broadcast_model() -> None:
+    """The second step's gradient differs by mu times the first step."""
+    plain = Scene(2, steps=1).train().tensors["model"]
+    w = Scene(2).w
+    pulled = Scene(2, steps=1, mu=5.0).train().tensors["model"]
+    assert pulled.flat.equal(plain.flat)
+    far, near = (Scene(2, steps=8, mu=mu).train().tensors["model"] for mu in (0.0, 5.0))
+    size = w.layout.parameter_size
+    distances = [float((p.flat - w.flat)[:size].norm()) for p in (far, near)]
+    assert distances[1] < 0.8 * distances[0]
+
+
+# The server
+
+
+def test_the_server_trains_all_parameters_on_its_labels() -> None:
+    scene = Scene(0)
+    state, metrics = scene.strategy.aggregate(scene.strategy.state, [])
+    assert state.round == 1
+    assert len(moved(scene.w, state.model)) > 0.95 * len(scene.w)
+    module: Any = scene.player.module(scene.w)
+    rate = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.937, weight_decay=5e-4)
+    rng = scene.context.generator("fedsto/server", 1)
+    losses = []
+    for order in scene.server.index_batches(8, rng):
+        boxes, labels = (scene.server.column(c, order) for c in ("boxes", "box_labels"))
+        rate.zero_grad()
+        loss = module.loss(module(scene.server.inputs(order)), boxes, labels)
+        loss.backward()
+        rate.step()
+        losses.append(float(loss.detach()) * len(order))
+    assert len(losses) == 3
+    assert_weights(state.model, module, 1e-5)
+    assert metrics == {"server_loss": pytest.approx(sum(losses) / 24, rel=1e-5)}
+
+
+def test_the_server_adds_the_penalty_in_stage_2() -> None:
+    found = {}
+    for stage, lam in ((2, 0.0), (2, 10.0), (1, 0.0), (1, 10.0)):
+        scene = Scene(stage, {"lam": lam, "steps": 1, "momentum": 0.0, "weight_decay": 0.0})
+        scene.strategy.state.round = scene.round - 1
+        state, metrics = scene.strategy.aggregate(scene.strategy.state, [])
+        found[stage, lam] = state.model
+        assert ("ortho" in metrics) == (stage == 2 and lam > 0)
+    assert not moved(found[1, 0.0], found[1, 10.0])
+    parameters = scene.w.layout.names[: scene.w.layout.num_parameters]
+    filters = {n for n in parameters if in_rest(n) and scene.w[n].ndim > 1}
+    assert moved(found[2, 0.0], found[2, 10.0]) == filters
+
+
+def test_stages_follow_each_other() -> None:
+    strategy = FedSTO(FedSTO.Config(warm_up_rounds=2, stage1_rounds=3))
+    assert [strategy.stage(t) for t in range(1, 8)] == [0, 0, 1, 1, 1, 2, 2]
+    assert [strategy.server_only(t) for t in range(1, 5)] == [True, True, False, False]
+    assert FedSTO(FedSTO.Config(warm_up_rounds=0, stage1_rounds=0)).stage(1) == 2
+
+
+def test_a_server_alone_is_warm_up_all_along(tmp_path: Path) -> None:
+    run = fedsim.run(sections(strategy={"warm_up_rounds": 9}), out=tmp_path)
+    assert run.client_values("train", "weight").empty
+    assert run.final["train/bytes_up"] == 0
+    picture = run.path / "pictures" / "generic.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_of_a_run(tmp_path: Path) -> None:
+    run = fedsim.run(sections(), out=tmp_path)
+    domains = ("clear", "fog", "snow")
+    expected = {f"test/generic/mAP50/{d}" for d in domains} | {"test/generic/mAP50_total"}
+    assert expected <= set(run.final)
+    mean = sum(run.final[f"test/generic/mAP50/{d}"] for d in domains) / 3
+    assert run.final["test/generic/mAP50_total"] == pytest.approx(mean)
+    own = run.client_values("test", "generic/mAP50")
+    assert {2, 3} <= set(own["round"])  # in stage 1 too, where the payload's model is a part
+    rows = run.client_values("train", "pseudo_recall")
+    assert set(rows["round"]) == {2, 3, 4}
+    assert rows["value"].between(0, 1).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": {"name": "cnn", "channels": [4], "kernel": 3, "hidden": 8}}, "backbone"),
+        ({"partition": {"name": "iid", "clients": 8}}, "labelled samples to the server"),
+        (
+            {"dataset": {"name": "fashion-mnist"}, "model": {"name": "detector"}},
+            "detection set|images|multiples",
+        ),
+        ({"strategy": {"name": "fedsto", "lam": -1.0}}, "lam must be >= 0"),
+        ({"strategy": {"name": "fedsto", "stage1_rounds": -1}}, "stage1_rounds"),
+        ({"strategy": {"name": "fedsto", "lr": 0.0}}, "lr must be > 0"),
+        ({"strategy": {"name": "fedsto", "ortho": "srip"}}, "ortho"),
+        ({"client": {"name": "fedsto", "alpha": 1.5}}, "alpha"),
+        ({"client": {"name": "fedsto", "tau_low": 0.7}}, "tau_high must be >= tau_low"),
+        ({"client": {"name": "fedsto", "unsupervised_weight": 0.0}}, "unsupervised_weight"),
+        ({"client": {"name": "local-sgd"}, "strategy": {"name": "fedsto"}}, ""),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
+    tree = {**sections(rounds=1), **changes}
+    if named == "":
+        assert prepared(**tree)  # supervised clients under the same schedule
+        return
+    with pytest.raises(InputError, match=named):
+        fedsim.run(tree, out=tmp_path)
+    assert not list(tmp_path.iterdir())
