@@ -109,6 +109,7 @@ def test_validation_scores_have_no_balanced_value_where_the_scorer_has_none(
     assert {n for n in run.final if n.startswith("validation/generic")} == {
         "validation/generic/share", "validation/generic/order"
     }  # fmt: skip
+    assert table([run])["generic"].tolist() == [run.final["validation/generic/share"]]
 
 
 def test_the_final_model_is_drawn_in_the_run_folder_and_replaced_with_it(

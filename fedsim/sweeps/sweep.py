@@ -69,10 +69,10 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     }
     values: dict[str, list[dict[str, float]]] = {}
     for run in runs:
-        final, headline = run.final, run.headline
+        final, headline, split = run.final, run.headline, run.config.evaluation.split
         values.setdefault(run.config.name, []).append(
             {
-                key: final.get(f"test/{model}/{headline}", float("nan"))
+                key: final.get(f"{split}/{model}/{headline}", float("nan"))
                 for key, model in columns.items()
             }
         )
