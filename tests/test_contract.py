@@ -65,7 +65,7 @@ def experiment(strategy: str, **changes: Any) -> dict[str, Any]:
     return tiny(**{"strategy": section, **fitting(strategy, **changes)})
 
 
-def fitting(strategy: str, **changes: Any) -> dict[str, Any]:
+def fitting(strategy: str, /, **changes: Any) -> dict[str, Any]:
     """Return the changes, with the model and data that a strategy can not do without.
 
     A partition that a test wants divides all samples but those of the server.

@@ -318,7 +318,7 @@ class Nameless(FlowerFedAvg):
 def test_a_strategy_that_makes_no_model_is_named_before_the_round_counts(
     options: dict[str, Any] | None, round: int, text: str, tmp_path: Path
 ) -> None:
-    file = tmp_path / "broken.py"
+    file = tmp_path / "no_model.py"
     file.write_text(BROKEN)
     cls = "Nameless" if options is None else "Broken"
     with pytest.raises(RunFailed, match=f"round {round}: strategy '.*:{cls}' .*{text}"):

@@ -115,7 +115,7 @@ def test_it_finds_squares() -> None:
         return x, boxes.unsqueeze(1), labels
 
     rate = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(60):
+    for _ in range(300):
         x, boxes, labels = scenes(16)
         rate.zero_grad()
         module.loss(module(x), boxes, labels).backward()

@@ -340,6 +340,7 @@ def test_two_hundred_runs_are_read_in_seconds(made: Path, tmp_path: Path) -> Non
         config = (folder / "config.yaml").read_text()
         config = config.replace("name: fedavg\n", f"name: method{run // 10}\n", 1)
         config = re.sub(r"\nseed: 0\n", f"\nseed: {run % 10}\n", config)
+        config = config.replace("\nrounds: 4\n", "\nrounds: 200\n")
         config = re.sub(r"lr: 0\.1", f"lr: {0.1 + run // 10}", config)
         (folder / "config.yaml").write_text(config)
         recorder = Recorder(folder / "metrics.db")

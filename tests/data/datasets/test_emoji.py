@@ -151,7 +151,9 @@ def test_a_changed_file_of_the_package_is_refused(
     with pytest.raises(InputError, match=r"mnist5k\.png cannot be read"):
         sheets.read_sheet("mnist5k.png", 5000, 28)
     assert set(json.loads((copy / "checksums.json").read_text())) == {
-        p.name for p in sheets.FOLDER.iterdir() if p.suffix in (".png", ".json")
+        p.relative_to(copy).as_posix()
+        for p in copy.rglob("*")
+        if p.suffix in (".png", ".json", ".safetensors")
     } - {"checksums.json"} | {"mnist5k.png"}
 
 
