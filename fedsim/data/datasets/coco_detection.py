@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +27,7 @@ from fedsim.data.photographs import PARTS, Part
 from fedsim.data.sources import data_folders, fingerprint, track
 from fedsim.data.stats import counting
 from fedsim.data.words import to_bytes
-from fedsim.errors import InputError, check
+from fedsim.errors import InputError, check, nearest
 
 _VERSION = 1
 
@@ -103,6 +105,8 @@ def coco_detection(
     size: int = 256,
     classes: list[str] | None = None,
     domain: str = "domain",
+    domains: list[str] | None = None,
+    per_domain: int | None = None,
     max_boxes: int = 100,
     limit: int | None = None,
     broken: Literal["refuse", "skip"] = "refuse",
@@ -116,12 +120,13 @@ def coco_detection(
 
     Images are resized to fit `size` x `size` with grey beside them, boxes along with them, at
     most `max_boxes`, the largest first. `classes` keeps some categories only, `domain` is the
-    key of an image entry that becomes its domain, `limit` keeps the first images of each
-    file. Images without boxes are kept. Crowd regions are left out, and so are boxes less than a
-    pixel wide or high inside the image; others are clipped to it; the card counts these. A broken
-    or missing image file, or one whose size is not that of its annotations, is refused, or left
-    out with `broken` skip, which reads every image twice. The result is cached: change the
-    annotation file or empty the cache after changing images.
+    key of an image entry that becomes its domain, `domains` keeps the images of these only, and
+    `per_domain` the first of each domain of the training file; `limit` keeps the first images of
+    each file. Images without boxes are kept. Crowd regions are left out, and so are boxes less than
+    a pixel wide or high inside the image; others are clipped to it; the card counts these. A broken
+    or missing image file, or one whose size is not that of its annotations, is refused, or left out
+    with `broken` skip, which reads every image twice. The result is cached: change the annotation
+    file or empty the cache after changing images.
 
     Raises:
         InputError: missing files, annotations that are not of the format or refer to an unknown
@@ -130,6 +135,7 @@ def coco_detection(
     check(32 <= size <= 2048, "dataset.size must be in 32..2048", size)
     check(max_boxes >= 1, "dataset.max_boxes must be >= 1", max_boxes)
     check(limit is None or limit >= 1, "dataset.limit must be >= 1", limit)
+    check(per_domain is None or per_domain >= 1, "dataset.per_domain must be >= 1", per_domain)
     known = _SETS[set or "coco"]
     given: dict[Part, tuple[str | None, str | None]] = {
         "train": (train_annotations, train_images),
@@ -143,18 +149,20 @@ def coco_detection(
             for part, (annotations, images) in paths.items()
         }
         _check_alike(files)
+        for part, file in files.items():
+            _keep_domains(file, domains, per_domain if part == "train" else None)
         if broken == "skip":
             for file in files.values():
                 working = readable(file.images)
                 check(len(working) > 0, f"an image of {file.path} must be readable", 0)
                 file.left_out["image"] = len(file.images) - len(working)
                 file.images[:] = working
-        domains = sorted({im.domain for f in files.values() for im in f.images if im.domain})
+        present = sorted({im.domain for f in files.values() for im in f.images if im.domain})
         most = max((len(im.boxes) for f in files.values() for im in f.images), default=0)
         most = min(max(most, 1), max_boxes)
         built: dict[str, np.ndarray | Stream] = {
             "classes": to_bytes(files["train"].classes),
-            "domains": to_bytes(domains),
+            "domains": to_bytes(present),
             "left-out": np.array(
                 [
                     sum(f.left_out[reason] for f in files.values())
@@ -163,11 +171,13 @@ def coco_detection(
             ),
         }
         for part, file in files.items():
-            columns = _columns(part, file, size, most, domains)
+            columns = _columns(part, file, size, most, present)
             built |= {f"{part}-{name}": column for name, column in columns.items()}
         return built
 
     options = [size, classes, domain, max_boxes, limit, broken]
+    if domains is not None or per_domain is not None:
+        options += [domains, per_domain]
     content = fingerprint(path for pair in paths.values() for path in pair)
     digest = hashlib.sha256(json.dumps([content, options]).encode()).hexdigest()[:16]
     arrays = cached_arrays(f"coco-detection-{_VERSION}-{digest}", build)
@@ -247,6 +257,33 @@ def _find(
         f"{known.title} was not found in {', '.join(map(str, folders))}: "
         f"{', '.join(first_missing)} missing; {known.get.format(folder=folders[0])}"
     )
+
+
+def _keep_domains(file: CocoFile, wanted: list[str] | None, most: int | None) -> None:
+    """Leave out images of other domains, and those beyond the first of each (in place).
+
+    Raises:
+        InputError: a file without domains, or a domain that no image of it has.
+    """
+    if wanted is None and most is None:
+        return
+    known = sorted({image.domain for image in file.images if image.domain is not None})
+    check(
+        len(known) > 0, f"dataset.domains and per_domain need images with domains, {file.path}", 0
+    )
+    for name in wanted or ():
+        requirement = f"dataset.domains must be domains of {file.path}, of {', '.join(known)}"
+        check(name in known, f"{requirement}{nearest(name, known)}", name)
+    counts: Counter[str | None] = Counter()
+    kept = []
+    for image in file.images:
+        counts[image.domain] += 1
+        if (wanted is None or image.domain in wanted) and counts[image.domain] <= (
+            most or math.inf
+        ):
+            kept.append(image)
+    check(len(kept) > 0, f"dataset.domains must leave images of {file.path}", wanted)
+    file.images[:] = kept
 
 
 def _check_alike(files: dict[Part, CocoFile]) -> None:

@@ -138,6 +138,27 @@ def test_domains(tmp_path: Path) -> None:
     assert by_city.train.extra["domain"].tolist() == [1, 0]
 
 
+def test_some_domains_and_the_first_of_each(tmp_path: Path) -> None:
+    weathers = ["snow", "fog", "snow", "rain", "snow", "fog"]
+    train = tree([entry(i + 1, domain=w) for i, w in enumerate(weathers)], [])
+    test = tree([entry(7 + i, domain=w) for i, w in enumerate(["snow", "rain", "fog", "fog"])], [])
+    root = str(write(tmp_path / "data", train, test))
+    some = coco_detection(root=root, size=64, domains=["snow", "fog"])
+    assert some.card.domains == ("fog", "snow")
+    assert (some.train.x[:, 0, 0, 0] // 10).tolist() == [1, 2, 3, 5, 6]
+    assert some.test.extra["domain"].tolist() == [1, 0, 0]
+    first = coco_detection(root=root, size=64, domains=["snow", "fog"], per_domain=1)
+    assert (first.train.x[:, 0, 0, 0] // 10).tolist() == [1, 2]
+    assert len(first.test) == 3
+    with pytest.raises(InputError, match=r"dataset.domains must be domains of .*'snwo'.*'snow'"):
+        coco_detection(root=root, size=64, domains=["snwo"])
+    with pytest.raises(InputError, match="dataset.per_domain must be >= 1"):
+        coco_detection(root=root, size=64, per_domain=0)
+    plain = str(write(tmp_path / "plain"))
+    with pytest.raises(InputError, match="need images with domains"):
+        coco_detection(root=plain, size=64, per_domain=2)
+
+
 def test_own_paths_and_the_usual_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write(tmp_path / "own" / "coco")
     (root / "mine.json").write_text(json.dumps(TEST))
