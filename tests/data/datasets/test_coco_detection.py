@@ -150,7 +150,7 @@ def test_some_domains_and_the_first_of_each(tmp_path: Path) -> None:
     first = coco_detection(root=root, size=64, domains=["snow", "fog"], per_domain=1)
     assert (first.train.x[:, 0, 0, 0] // 10).tolist() == [1, 2]
     assert len(first.test) == 3
-    with pytest.raises(InputError, match=r"dataset\.domains must be domains of .* Did you mean 'snow'"):
+    with pytest.raises(InputError, match=r"domains must be domains of .* Did you mean 'snow'"):
         coco_detection(root=root, size=64, domains=["snwo"])
     with pytest.raises(InputError, match=r"dataset\.per_domain must be >= 1"):
         coco_detection(root=root, size=64, per_domain=0)
