@@ -239,8 +239,9 @@ class LocalSGD(Client):
             with torch.no_grad():
                 self._step(fit, self.gradient(fit, grads))
                 self.after_step(fit)
-            total += loss.detach() * len(x)
-            samples += len(x)
+            count = len(x[0]) if isinstance(x, tuple) else len(x)  # pairs are two tensors
+            total += loss.detach() * count
+            samples += count
         return fit, {"train_loss": float(total) / max(1, samples)}
 
     def _step(self, fit: Fit, grads: list[Tensor]) -> None:

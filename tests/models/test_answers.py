@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import pytest
 import torch
 
 import fedsim
+from fedsim.client import ClientContext
 from fedsim.data.dataset import Card, Split
 from fedsim.data.views import PairView, View, view_for
 from fedsim.errors import InputError
 from fedsim.evaluate import score
+from fedsim.local_sgd import LocalSGD
+from fedsim.params import FlatModel
 from tests.runs import events, tiny
 from tests.strategies.pairs import small
 
@@ -59,6 +63,31 @@ def test_a_model_says_what_it_reads() -> None:
 
     expected = np.mean([((3 * r) % 9) % 2 == r % 2 for r in range(4)])
     assert score(Asked(), view)["accuracy"] == expected
+
+
+def test_the_training_loss_of_pairs_weighs_by_samples() -> None:
+    """Batches of 4 and of 1; the mean over five samples is not that over two batches."""
+
+    class Fixed(torch.nn.Module):
+        reads = "pairs"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            own = pair[0][:, 0, 0, 0] * 255 / 4  # the sample's row
+            return torch.stack([own, torch.zeros_like(own)], dim=1) + 0 * self.w
+
+    model = FlatModel(Fixed())
+    device, params = torch.device("cpu"), model.params()
+    ctx = ClientContext(0, 1, 0, 1, 2, model, params, device)
+    client = LocalSGD(LocalSGD.Config(batch_size=4))
+    view, draw = pairs(5), torch.Generator().manual_seed(0)
+    _, metrics = client.fit({"model": params}, None, view, draw, ctx)
+    # Sample r has the label r mod 2 and the logits (r, 0).
+    losses = [math.log(1 + math.exp(r if r % 2 else -r)) for r in range(5)]
+    assert metrics["train_loss"] == pytest.approx(sum(losses) / 5, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
