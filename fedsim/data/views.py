@@ -126,8 +126,7 @@ class View:
         x = self._read(self._rows(order))
         if self.augment is None:
             return self._normalise(x), Placement.same(x)
-        x, place = self.augment.placed(x, rng)
-        return self.augment.normalised(self._normalise(x), rng), place
+        return self._augmented(x, rng)
 
     def target_batches(
         self,
@@ -263,12 +262,13 @@ class View:
                 else:
                     # Draws are made batch by batch: the chunk depends on the device.
                     for x in self._read(some).split(batch_size):
-                        yield rows, self._augmented(x, rng)
+                        yield rows, self._augmented(x, rng)[0]
             total -= per_epoch
 
-    def _augmented(self, x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    def _augmented(self, x: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, Placement]:
         assert self.augment is not None
-        return self.augment.normalised(self._normalise(self.augment.pixels(x, rng)), rng)
+        x, place = self.augment.placed(x, rng)
+        return self.augment.normalised(self._normalise(x), rng), place
 
     def _check_labels(self) -> None:
         if not self.labelled:
