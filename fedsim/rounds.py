@@ -233,8 +233,9 @@ class RoundLoop:
     def _take(self, arrays: ArrayRecord, log: RoundLog) -> None:
         """Make `arrays` the global model; integer buffers are never averages."""
         if isinstance(self.parts.strategy, Strategy):
-            self._check_made(tree_of(arrays).get("model"))
-            self.params = tree_of(arrays).get("model")
+            made = tree_of(arrays).get("model")
+            self._check_made(made)
+            self.params = made
             self._arrays = arrays
             return
         tree = tree_of(arrays, self._initial)

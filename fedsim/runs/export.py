@@ -37,13 +37,14 @@ def export_run(folder: str | Path, to: str, out: str | Path | None = None) -> li
     if to == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise InputError("export to parquet needs pyarrow: pip install 'fedsim[parquet]'")
     run = Run(folder)
+    model = _exportable(run) if to.startswith("weights") else None
     place = run.path / "export" if out is None else Path(out)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot create folder {place}: {reason(error)}") from error
-    if to.startswith("weights"):
-        return _export_weights(run, place, half=to == "weights-fp16")
+    if model is not None:
+        return _export_weights(model, place, half=to == "weights-fp16")
     written = []
     for name in ("metrics", "clients", "events"):
         path = place / f"{name}.{to}"
@@ -55,15 +56,19 @@ def export_run(folder: str | Path, to: str, out: str | Path | None = None) -> li
     return written
 
 
-def _export_weights(run: Run, place: Path, half: bool) -> list[Path]:
-    import torch
-
+def _exportable(run: Run) -> Any:
     model: Any = run.model()
     if not hasattr(model, "save_pretrained"):
         raise InputError(
             f"model {run.config.model.name!r} has no backbone that another model starts from; "
             f"its tensors are in {run.path / 'model.safetensors'}"
         )
+    return model
+
+
+def _export_weights(model: Any, place: Path, half: bool) -> list[Path]:
+    import torch
+
     before = set(place.iterdir())
     try:
         model.save_pretrained(place, torch.float16 if half else torch.float32)
