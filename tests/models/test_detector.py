@@ -99,7 +99,7 @@ def test_detections_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_finds_squares() -> None:
-    """Bright and dark squares on noise: after a few dozen steps new ones are found."""
+    """Bright and dark squares on noise: after some hundred steps new ones are found."""
     module = made(classes=2, width=8)
     draw = torch.Generator().manual_seed(1)
 
