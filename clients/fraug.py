@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clients._augmenter import Augmenter
 from fedsim.client import ClientContext, GroupUpdate, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
 from fedsim.groups import Batch, GroupFit
 from fedsim.local_sgd import Fit
-from fedsim.maths.augmenter import Augmenter
 from fedsim.params import Params
 from fedsim.personal_sgd import PersonalSGD
 

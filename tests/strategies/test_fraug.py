@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fedsim
+from clients._augmenter import Augmenter, balanced_labels, entropies, move_prototypes
 from fedsim.errors import InputError
 from fedsim.local_sgd import Fit
-from fedsim.maths.augmenter import Augmenter, balanced_labels, entropies, move_prototypes
 from fedsim.maths.conditional import (
     Conditional,
     generator_network,
