@@ -110,7 +110,7 @@ class Report:
     @property
     def measured(self) -> dict[str, float]:
         """All that is recorded of the client."""
-        return {**self.metrics, **self.audit}
+        return {**self.metrics, **self.audit} if self.audit else self.metrics
 
 
 @dataclass
