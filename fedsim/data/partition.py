@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -192,23 +193,46 @@ class Manifest(Assignment):
         Raises:
             IndexError: `i` is not in 0..N-1.
         """
-        if not 0 <= i < self.num_clients:
-            raise IndexError(f"client must be in 0..{self.num_clients - 1}, got {i}")
-        start, stop = int(self.pointers[i]), int(self.pointers[i + 1])
-        test = stop - int(self.num_test[i])
-        validation = test - int(self.num_validation[i])
+        return self.clients([i])[0]
+
+    def clients(self, ids: Sequence[int]) -> list[ClientIndices]:
+        """Return the samples of some clients, in the order of `ids`, as views.
+
+        Raises:
+            IndexError: an id is not in 0..N-1.
+        """
+        which = np.asarray(ids, np.int64)
+        bad = which[(which < 0) | (which >= self.num_clients)]
+        if len(bad):
+            raise IndexError(f"client must be in 0..{self.num_clients - 1}, got {bad[0]}")
+        # Numbers out of arrays all at once: one at a time they take longer than the slices.
+        stops = self.pointers[which + 1]
+        tests = stops - self.num_test[which]
+        validations = tests - self.num_validation[which]
+        held_out, on_test_split = self.indices, self.on_test_split
+        first, last = tests, stops
+        if on_test_split:
+            held_out = self.test_indices
+            first, last = self.test_pointers[which], self.test_pointers[which + 1]
+        ones = np.ones(len(which), bool)
+        labelled = self.labelled[which] == 1 if len(self.labelled) else ones
+        modality = self.modality[which] if len(self.modality) else 0 * which
+        starts = self.pointers[which]
+        arrays = (starts, validations, tests, first, last, labelled, modality)
         indices = self.indices
-        held_out = indices[test:stop]
-        if self.on_test_split:
-            held_out = self.test_indices[self.test_pointers[i] : self.test_pointers[i + 1]]
-        return ClientIndices(
-            indices[start:validation],
-            indices[validation:test],
-            held_out,
-            self.on_test_split,
-            bool(self.labelled[i]) if len(self.labelled) else True,
-            int(self.modality[i]) if len(self.modality) else 0,
-        )
+        return [
+            ClientIndices(
+                indices[start:validation],
+                indices[validation:test],
+                held_out[low:high],
+                on_test_split,
+                has_labels,
+                kind,
+            )
+            for start, validation, test, low, high, has_labels, kind in zip(
+                *(array.tolist() for array in arrays), strict=True
+            )
+        ]
 
     def pooled(self) -> Manifest:
         """Return the manifest of one client that trains on all clients' training samples.

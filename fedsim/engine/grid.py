@@ -259,14 +259,15 @@ class SimulationGrid(Grid):
         else:
             shared_bytes = trees.num_bytes(payload)
         content, own, own_bytes = None, None, 0
-        for letter in letters:
+        manifest = self._trained if training else self._manifest
+        samples = manifest.clients([letter.client for letter in letters])
+        for letter, indices in zip(letters, samples, strict=True):
             client = letter.client
             if letter.content is not content:  # the cohort usually shares one
                 content = letter.content
                 record = next(iter(content.array_records.values()), None)
                 own = None if record is None else record.__dict__.get("own")
                 own_bytes = 0 if own is None else trees.num_bytes(own)
-            indices = (self._trained if training else self._manifest).client(client)
             state = self._states.get_bytes(client)
             parts.append(Assignment(client, indices, state, own, letter.kind))
             work.append(len(indices.train) if training else len(indices.test))
