@@ -11,7 +11,7 @@ The gradient is clipped by its norm first and decayed then, as in `local_sgd`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,10 +54,12 @@ class Optimiser:
         names: Sequence[str],
         lr: float,
         state: OptimiserState,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         """Move the parameters (in place), and `state`, which is the optimiser's own.
 
-        What has no gradient is left as it is, moments included.
+        What has no gradient is left as it is, moments included. `rates` are those of some
+        parameters that have their own.
         """
         moved = [
             (p, g, n) for p, g, n in zip(parameters, gradients, names, strict=True) if g is not None
@@ -73,17 +75,33 @@ class Optimiser:
         steps = state.setdefault("steps", {})
         for key in keys:
             steps[key] = steps.get(key, 0) + 1
+        own = [lr if rates is None else rates.get(key, lr) for key in keys]
         if self.name == "sgd":
-            self._sgd(weights, grads, keys, lr, state)
+            self._sgd(weights, grads, keys, own, state)
         else:
-            self._adam(weights, grads, keys, lr, state)
+            self._adam(weights, grads, keys, own, state)
+
+    def moved(
+        self,
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        lr: float,
+        state: OptimiserState,
+        rates: Mapping[str, float] | None = None,
+    ) -> tuple[dict[str, Tensor], OptimiserState]:
+        """Return what `step` makes of weights by their names, and the new state; both are new."""
+        made = {name: weight.clone() for name, weight in weights.items()}
+        state = placed(state, "cpu")
+        found = [gradients.get(name) for name in made]
+        self.step(list(made.values()), found, list(made), lr, state, rates)
+        return made, state
 
     def _sgd(
         self,
         weights: list[Tensor],
         grads: list[Tensor],
         keys: list[str],
-        lr: float,
+        rates: list[float],
         state: OptimiserState,
     ) -> None:
         if self.momentum:
@@ -91,14 +109,15 @@ class Optimiser:
             torch._foreach_mul_(velocity, self.momentum)
             torch._foreach_add_(velocity, grads)
             grads = velocity
-        torch._foreach_add_(weights, grads, alpha=-lr)
+        for w, g, lr in zip(weights, grads, rates, strict=True):
+            w.add_(g, alpha=-lr)
 
     def _adam(
         self,
         weights: list[Tensor],
         grads: list[Tensor],
         keys: list[str],
-        lr: float,
+        rates: list[float],
         state: OptimiserState,
     ) -> None:
         first = _moments(state, "first", keys, weights)
@@ -107,7 +126,7 @@ class Optimiser:
         torch._foreach_lerp_(first, grads, 1 - b1)
         torch._foreach_mul_(second, b2)
         torch._foreach_addcmul_(second, grads, grads, value=1 - b2)
-        for w, g, m, v, key in zip(weights, grads, first, second, keys, strict=True):
+        for w, g, m, v, key, lr in zip(weights, grads, first, second, keys, rates, strict=True):
             n = state["steps"][key]
             root = v.sqrt().div_(math.sqrt(1 - b2**n)).add_(_EPSILON)
             step = m / root

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fedsim.client import Metrics, Update
 from fedsim.errors import InputError, check
-from fedsim.maths.server_steps import Moments, Name, step
+from fedsim.optimisers import Name, Optimiser, OptimiserState
 from fedsim.params import Params
 from fedsim.parts import in_head
 from fedsim.strategy import Payload, ServerContext, Strategy
@@ -40,7 +40,7 @@ Weights = dict[str, Tensor]
 class State:
     model: Params  # h at the mean of all v: what a client without a vector of its own would get
     weights: Weights  # embeddings (N, e), layers, out (size, hidden) and its bias (size,)
-    moments: Moments = field(default_factory=Moments)
+    moments: OptimiserState = field(default_factory=dict)
 
 
 class PFedHN(Strategy):
@@ -66,9 +66,7 @@ class PFedHN(Strategy):
                 value = getattr(self, name)
                 known = value is None or 0 < value < math.inf
                 check(known, f"{name} must be > 0 and finite", value)
-            check(0 <= self.momentum < 1, "momentum must be in [0, 1)", self.momentum)
-            bound = self.clip_norm
-            check(bound is None or bound > 0, "clip_norm must be > 0", bound)
+            Optimiser(self.optimiser, self.momentum, clip_norm=self.clip_norm)
             length = self.embedding
             check(length is None or length >= 1, "embedding must be >= 1", length)
             check(self.hidden >= 1, "hidden must be >= 1", self.hidden)
@@ -135,14 +133,12 @@ class PFedHN(Strategy):
             surrogate = (made * g).sum() / len(clients)
             found = torch.autograd.grad(surrogate, list(leaves.values()))
         rate = config.embedding_lr
-        weights, moments = step(
+        optimiser = Optimiser(config.optimiser, config.momentum, clip_norm=config.clip_norm)
+        weights, moments = optimiser.moved(
             state.weights,
             dict(zip(leaves, found, strict=True)),
-            state.moments,
-            config.optimiser,
             config.lr,
-            momentum=config.momentum,
-            clip_norm=config.clip_norm,
+            state.moments,
             rates=None if rate is None else {"embeddings": rate},
         )
         metrics = {"weight_movement": float(g.norm(dim=1).mean())}

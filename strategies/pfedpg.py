@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedsim.client import Metrics, Update
 from fedsim.errors import InputError, check
-from fedsim.maths.server_steps import Moments, step
+from fedsim.optimisers import Name, Optimiser, OptimiserState
 from fedsim.params import Params
 from fedsim.strategy import Payload, ServerContext, Strategy
 
@@ -35,7 +35,7 @@ Weights = dict[str, Tensor]
 class State:
     model: Params  # nothing: there is no generic model
     weights: Weights  # base (K, l), descriptors (N, rows, l), query, key, value, out
-    moments: Moments = field(default_factory=Moments)
+    moments: OptimiserState = field(default_factory=dict)
 
 
 class PFedPG(Strategy):
@@ -47,7 +47,7 @@ class PFedPG(Strategy):
     @dataclass(frozen=True)
     class Config:
         lr: float = 0.001  # of the server's step, > 0
-        optimiser: Literal["adam", "sgd"] = "adam"  # the paper gives the rate only
+        optimiser: Name = "adam"  # the paper gives the rate only
         momentum: float = 0.0  # of sgd, [0, 1)
         clip_norm: float | None = 50.0  # bound on the gradient's norm, > 0, as pFedHN's code has it
         dim: int | None = None  # l_k = l_v, >= 1; min(512, l) if null
@@ -56,9 +56,7 @@ class PFedPG(Strategy):
         def __post_init__(self) -> None:
             check(0 < self.lr < math.inf, "lr must be > 0 and finite", self.lr)
             check(self.dim is None or self.dim >= 1, "dim must be >= 1", self.dim)
-            check(0 <= self.momentum < 1, "momentum must be in [0, 1)", self.momentum)
-            bound = self.clip_norm
-            check(bound is None or bound > 0, "clip_norm must be > 0", bound)
+            Optimiser(self.optimiser, self.momentum, clip_norm=self.clip_norm)
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         if PROMPTS not in params or params[PROMPTS].dim() != 2:
@@ -100,16 +98,9 @@ class PFedPG(Strategy):
         clients = [self._sender(update) for update in updates]
         moved = torch.stack([update.tensors["prompts"] for update in updates])
         gradients = surrogate_gradients(state.weights, clients, -moved)
-        config = self.config
-        weights, moments = step(
-            state.weights,
-            gradients,
-            state.moments,
-            config.optimiser,
-            config.lr,
-            momentum=config.momentum,
-            clip_norm=config.clip_norm,
-        )
+        c = self.config
+        optimiser = Optimiser(c.optimiser, c.momentum, clip_norm=c.clip_norm)
+        weights, moments = optimiser.moved(state.weights, gradients, c.lr, state.moments)
         metrics = {"prompt_movement": float(moved.flatten(1).norm(dim=1).mean())}
         return State(state.model, weights, moments), metrics
 

@@ -86,6 +86,31 @@ def test_what_has_no_gradient_stays() -> None:
     assert b.equal(before)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_some_parameters_have_a_rate_of_their_own(name: Any) -> None:
+    weights = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    gradients = {"a": torch.tensor([0.5, -0.5]), "b": torch.tensor([0.5])}
+    plain, _ = Optimiser(name).moved(weights, gradients, 0.1, {})
+    own, _ = Optimiser(name).moved(weights, gradients, 0.1, {}, rates={"b": 0.3})
+    assert own["a"].equal(plain["a"])
+    torch.testing.assert_close(own["b"] - 3.0, 3 * (plain["b"] - 3.0))
+    assert float(plain["b"]) == pytest.approx(3.0 - 0.1 * (0.5 if name == "sgd" else 1.0))
+
+
+def test_moving_leaves_what_it_was_given() -> None:
+    optimiser = Optimiser("adam", clip_norm=1.0)
+    weights, gradients = {"w": torch.ones(2)}, {"w": torch.tensor([3.0, 4.0])}
+    first, state = optimiser.moved(weights, gradients, 0.1, {})
+    kept = {name: dict(some) for name, some in state.items()}
+    second, later = optimiser.moved(first, gradients, 0.1, state)
+    assert weights["w"].tolist() == [1.0, 1.0]
+    assert gradients["w"].tolist() == [3.0, 4.0]
+    assert state["steps"] == kept["steps"] == {"w": 1}
+    assert state["first"]["w"].tolist() == pytest.approx([0.06, 0.08])  # a tenth of g / |g|
+    assert later["first"]["w"].tolist() == pytest.approx([0.114, 0.152])
+    assert not second["w"].equal(first["w"])
+
+
 def test_a_copy_of_a_state_is_independent() -> None:
     state: dict[str, Any] = {}
     w = torch.ones(2)
