@@ -1,40 +1,119 @@
 """Residual networks of four stages (He et al. 2016, arXiv:1512.03385, Table 1), for small images
-too.
+too; with weights trained on ImageNet or without.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from fedsim.data.dataset import Card
 from fedsim.errors import check
 from fedsim.models import BodyHead, check_images
+from fedsim.models._renormalise import Renormalise
 from fedsim.models.resnet import ResidualBlock
+from fedsim.pretrained import KNOWN, statistics
+from fedsim.pretrained.torchvision_resnet import find_weights, load_weights, read_weights
 
-_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+_STAGES = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+_BOTTLENECKS = 50
+"""The least depth whose blocks are bottlenecks."""
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions around which the input is added; 1 x 1 where the shape
+    changes.
+
+    The first two have a quarter of the outputs. The stride is that of the 3 x 3 convolution, as in
+    torchvision ("ResNet v1.5"); in the paper it is that of the first.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        inner = outputs // 4
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
+
+
+class Layers(nn.Sequential):
+    """Layers one after another, on images brought to what their weights expect."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.renormalise = Renormalise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = super().forward(self.renormalise(x))
+        return features
 
 
 def resnet_imagenet(
     input_shape: tuple[int, int, int],
     num_classes: int,
+    card: Card | None = None,
+    /,
     *,
-    depth: Literal[18, 34] = 18,
+    depth: Literal[18, 34, 50, 101, 152] = 18,
     width: int = 64,
     stem: Literal["small", "large"] = "small",
+    weights: str | None = None,
+    normalise: Literal["auto", "data", "imagenet"] = "auto",
 ) -> nn.Module:
-    """ResNet-18 or -34: four stages of `width`, 2, 4 and 8 x `width` channels.
+    """ResNet-18 to -152: four stages of `width`, 2, 4 and 8 x `width` channels.
 
-    The stem is one 3 x 3 convolution for images of some 32 pixels (small), or 7 x 7 with stride 2
-    and max-pooling (large).
+    From depth 50 on the blocks are bottlenecks, and the stages have four times as many channels
+    at their ends. The stem is one 3 x 3 convolution for images of some 32 pixels (small), or 7 x 7
+    with stride 2 and max-pooling (large).
+
+    `weights` is a file of a state dict in torchvision's format, by ``torch.save`` or safetensors,
+    or a folder of transformers' ResNet (``save_pretrained``); if there is no such path it is looked
+    for in ``$FEDSIM_DATA/weights`` and ``~/.fedsim/data/weights``. The body begins with them, the
+    head at random. Every worker reads the file, on its own machine, and so does whoever loads the
+    run's model: it must be the same for all. They need ``stem: large``, a `width` of 64 and images
+    with 3 channels.
+
+    Images stay normalised as the data set is (data), or are brought to ImageNet's mean and
+    deviation (imagenet); auto is imagenet with weights, or what the file preprocessor_config.json
+    in their folder says, and data without.
 
     Raises:
-        InputError: another depth or stem, a width below 1, or a data set of texts.
+        InputError: another depth or stem, a width below 1, a data set of texts, or weights that are
+            missing, unreadable, of another depth, or not for this stem, width or these images.
     """
     check_images("resnet-imagenet", input_shape)
-    check(depth in _STAGES, "depth must be 18 or 34", depth)
+    check(depth in _STAGES, f"depth must be one of {', '.join(map(str, _STAGES))}", depth)
     check(width >= 1, "width must be >= 1", width)
     check(stem in ("small", "large"), "stem must be 'small' or 'large'", stem)
+    if weights is not None:
+        check(stem == "large", "stem must be 'large' with weights", stem)
+        check(width == 64, "width must be 64 with weights", width)
+        check(input_shape[0] == 3, "weights need images with 3 channels", input_shape[0])
+    place = None if weights is None else find_weights(weights)
+    wanted = statistics(place, normalise, input_shape[0])
+    if wanted is None and place is not None and normalise == "auto":
+        wanted = KNOWN["imagenet"]
     kernel, stride = (3, 1) if stem == "small" else (7, 2)
     layers: list[nn.Module] = [
         nn.Conv2d(input_shape[0], width, kernel, stride, padding=kernel // 2, bias=False),
@@ -43,12 +122,29 @@ def resnet_imagenet(
     ]
     if stem == "large":
         layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+    names = {"0": "conv1", "1": "bn1"}
     inputs = width
     for stage, blocks in enumerate(_STAGES[depth]):
-        outputs = width * 2**stage
+        outputs = width * 2**stage * (4 if depth >= _BOTTLENECKS else 1)
         for i in range(blocks):
             stride = 2 if stage > 0 and i == 0 else 1
-            layers.append(ResidualBlock(inputs, outputs, stride, nn.BatchNorm2d))
+            names[str(len(layers))] = f"layer{stage + 1}.{i}"
+            if depth >= _BOTTLENECKS:
+                layers.append(Bottleneck(inputs, outputs, stride))
+            else:
+                layers.append(ResidualBlock(inputs, outputs, stride, nn.BatchNorm2d))
             inputs = outputs
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return BodyHead(nn.Sequential(*layers), inputs, num_classes)
+    body = Layers(*layers)
+    if place is not None:
+        theirs = {name: _torchvision_name(name, names) for name in body.state_dict()}
+        load_weights(body, theirs, read_weights(place), f"a network of depth {depth}")
+    if card is not None and wanted is not None:
+        body.renormalise.expect((card.mean, card.std), wanted)
+    return BodyHead(body, inputs, num_classes)
+
+
+def _torchvision_name(name: str, places: dict[str, str]) -> str:
+    """Return ``layer1.0.bn2.weight`` for ``4.norm2.weight``, where ``4`` is at ``layer1.0``."""
+    place, _, rest = name.partition(".")
+    return f"{places[place]}.{rest.replace('norm', 'bn').replace('shortcut', 'downsample')}"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fedsim.data.dataset import Card
 from fedsim.errors import InputError, check
 from fedsim.models import BodyHead, check_images
+from fedsim.models._renormalise import Renormalise
 from fedsim.pretrained import Statistics, load_backbone, statistics, without_bars, write_statistics
 
 _SIZES = {"patch": 4, "width": 96, "layers": 6, "heads": 3}
@@ -38,8 +39,7 @@ class Backbone(nn.Module):
         self.model = model
         self._fixed = fixed
         self._size = image_size
-        # Plain tensors, no buffers: they are not learnt, sent or averaged.
-        self._affine: tuple[Tensor, Tensor] | None = None
+        self.renormalise = Renormalise()
         if fixed:
             self.eval()
 
@@ -55,20 +55,9 @@ class Backbone(nn.Module):
         )
         return found
 
-    def expect(self, given: Statistics, wanted: Statistics) -> None:
-        """Bring images normalised with `given` to `wanted`: one factor and shift a channel."""
-        if given == wanted:
-            return
-        (mean, std), (m, s) = (
-            (torch.tensor(pair[0]), torch.tensor(pair[1])) for pair in (given, wanted)
-        )
-        self._affine = (std / s).view(-1, 1, 1), ((mean - m) / s).view(-1, 1, 1)
-
     def prepare(self, x: Tensor) -> Tensor:
         """Return images (batch, C, H, W) as the transformer expects them."""
-        if self._affine is not None:
-            scale, shift = (t.to(x.device) for t in self._affine)
-            x = torch.addcmul(shift, x, scale)
+        x = self.renormalise(x)
         if self._size is not None and x.shape[-2:] != (self._size, self._size):
             x = F.interpolate(x, (self._size, self._size), mode="bilinear", antialias=True)
         return x
@@ -85,8 +74,7 @@ class Backbone(nn.Module):
 
     def identity(self) -> str:
         """Return text that tells what `embed` makes of an image, but for the weights."""
-        affine = [] if self._affine is None else [t.flatten().tolist() for t in self._affine]
-        return f"{self.model.config.to_json_string()} {self._size} {affine}"
+        return f"{self.model.config.to_json_string()} {self._size} {self.renormalise.values()}"
 
 
 class PromptedBody(nn.Module):
@@ -171,7 +159,8 @@ class PromptedViT(BodyHead):
         given = card.mean, card.std
         if self._wanted is None:
             self._wanted = given
-        self.body.backbone.expect(given, self._wanted)  # type: ignore[union-attr, operator]
+        backbone: Any = self.body.backbone
+        backbone.renormalise.expect(given, self._wanted)
 
     def stem(self, x: Tensor) -> Tensor:
         features: Tensor = self.body.stem(x)  # type: ignore[operator]

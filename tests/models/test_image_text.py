@@ -13,8 +13,11 @@ from fedsim import components
 from fedsim.api import prepare
 from fedsim.errors import InputError
 from fedsim.models.image_text import PARTS, in_encoder, retrieval_loss
+from fedsim.models.resnet_imagenet import resnet_imagenet
 from fedsim.models.text_gru import text_gru
+from fedsim.models.vit import vit as model_vit
 from fedsim.params import FlatModel
+from tests.resnets import torchvision_state
 from tests.runs import prepared, tiny
 
 EMOJI = {"name": "emoji", "vendors": ["noto"]}
@@ -25,6 +28,7 @@ SMALL = {
     "image": {"name": "cnn", "channels": [3], "hidden": 7},
     "text": {"name": "text", "width": 3, "hidden": 4},
 }
+NET = {"name": "resnet-imagenet", "stem": "large", "weights": "/nowhere/net.pth"}
 
 
 def built(**options: Any) -> Any:
@@ -90,6 +94,33 @@ def test_frozen_backbones_stay_frozen_in_a_tower() -> None:
     assert not any(n.startswith("server.image.body.backbone") for n in FlatModel(module).params())
 
 
+def test_towers_bring_images_to_what_their_weights_expect(tmp_path: Path) -> None:
+    """From pixels, as ImageNet's statistics make them, through the same tower without a card."""
+    file = tmp_path / "net.pth"
+    torch.save(torchvision_state(50), file)
+    net = {"name": "resnet-imagenet", "depth": 50, "stem": "large", "weights": str(file)}
+    vit = {"name": "vit", "weights": "emoji-vit", "prompts": 0, "normalise": "imagenet"}
+    experiment = prepared(dataset=EMOJI, model={**SMALL, "server_image": net, "image": vit})
+    card = components.build_dataset(experiment).card
+    module: Any = components.build_model(experiment, card).eval()
+    assert module.server.image.project.in_features == 2048
+    pixels = torch.rand(2, 3, 32, 32)
+
+    def normed(mean: Any, std: Any) -> torch.Tensor:
+        return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+    given = normed(card.mean, card.std)
+    wanted = normed((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for tower, options in ((module.server.image, net), (module.image.image, vit)):
+        name = options.pop("name")
+        make = resnet_imagenet if name == "resnet-imagenet" else model_vit
+        plain: Any = make((3, 32, 32), 8, **options)
+        plain.load_state_dict(tower.state_dict(), strict=False)
+        torch.testing.assert_close(
+            tower.body(given), plain.eval().body(wanted), rtol=1e-4, atol=1e-4
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -99,6 +130,8 @@ def test_frozen_backbones_stay_frozen_in_a_tower() -> None:
         ({"image": {"name": "cnn", "chanels": [3]}}, "model.image.chanels is not an option"),
         ({"image": {"name": "text"}}, "model.image: model 'text' needs a data set of texts"),
         ({"pairs_text": {"name": "cnn"}}, "model.pairs_text: model 'cnn' needs a data set of imag"),
+        ({"image": {**NET, "stem": "small"}}, "model.image: stem must be 'large' with weights"),
+        ({"pairs_image": NET}, "model.pairs_image: weights must be a file or folder"),
         ({"server_text": {"name": "nothing"}}, "model.server_text.name must be one of"),
     ],
 )

@@ -1,5 +1,7 @@
 """The four-stage residual networks, and what all bodies have in common."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,10 +12,14 @@ from fedsim.models.resnet import resnet
 from fedsim.models.resnet_imagenet import resnet_imagenet
 
 
-# Parameters of torchvision's models with 1000 classes: 11,689,512 and 21,797,672.
-@pytest.mark.parametrize(("depth", "size"), [(18, 11_689_512), (34, 21_797_672)])
-def test_parameters_are_those_of_the_paper(depth: int, size: int) -> None:
-    module = resnet_imagenet((3, 224, 224), 1000, depth=depth, stem="large")  # type: ignore[arg-type]
+# Parameters of torchvision's models with 1000 classes.
+@pytest.mark.parametrize(
+    ("depth", "size"),
+    [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808)],
+)
+def test_parameters_are_those_of_the_paper(depth: Any, size: int) -> None:
+    with torch.device("meta"):
+        module = resnet_imagenet((3, 224, 224), 1000, depth=depth, stem="large")
     assert sum(p.numel() for p in module.parameters()) == size
 
 
@@ -34,7 +40,7 @@ def test_shapes(stem: str) -> None:
 
 
 def test_bad_options() -> None:
-    with pytest.raises(InputError, match="depth must be 18 or 34, got 20"):
+    with pytest.raises(InputError, match="depth must be one of 18, 34, 50, 101, 152, got 20"):
         resnet_imagenet((3, 32, 32), 7, depth=20)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="needs a data set of images"):
         resnet_imagenet((20, 100), 7)  # type: ignore[arg-type]
@@ -47,6 +53,7 @@ def test_bad_options() -> None:
         lambda: cnn((1, 28, 28), 10, channels=(4, 8), kernel=3, padding=1, hidden=16),
         lambda: resnet((1, 28, 28), 10, width=8),
         lambda: resnet_imagenet((1, 28, 28), 10, width=8),
+        lambda: resnet_imagenet((1, 28, 28), 10, width=8, depth=50),
     ],
 )
 def test_features_are_not_negative(make) -> None:  # type: ignore[no-untyped-def]

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fedsim
 from fedsim.api import prepare
-from fedsim.components import build_dataset, build_partition
+from fedsim.components import build_dataset, build_model, build_partition
+from tests.resnets import torchvision_state
 from tests.runs import events
 
 FILE = Path(__file__).resolve().parents[2] / "experiments/creamfl/coco_flickr_cifar_agnews.yaml"
@@ -64,6 +66,19 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+NAMES = {18: "resnet18-f37072fd.pth", 101: "resnet101-63fe2227.pth"}
+
+
+@pytest.fixture
+def weights(data: Path) -> dict[int, dict[str, torch.Tensor]]:
+    """Write random weights in torchvision's format; small files, a tensor is one number."""
+    (data / "weights").mkdir()
+    states = {depth: torchvision_state(depth, flat=True) for depth in NAMES}
+    for depth, state in states.items():
+        torch.save(state, data / "weights" / NAMES[depth])
+    return states
+
+
 def small() -> dict[str, Any]:
     """Return what is set otherwise than in the file, so that it runs in seconds."""
     image = {"name": "cnn", "channels": [3], "hidden": 4}
@@ -107,8 +122,32 @@ def test_who_has_what(data: Path) -> None:
     assert "scene" in texts
 
 
-def test_a_round(data: Path, tmp_path: Path) -> None:
-    run = fedsim.run(FILE, set=small(), out=tmp_path / "runs")
+def test_towers_begin_with_the_weights_that_the_file_names(
+    data: Path, weights: dict[int, dict[str, torch.Tensor]]
+) -> None:
+    changes = {key: value for key, value in small().items() if key != "model"}
+    experiment = prepare(FILE, changes)
+    module: Any = build_model(experiment, build_dataset(experiment).card)
+    for tower, depth, last in (
+        (module.server.image, 101, "conv3"),
+        (module.image.image, 18, "conv2"),
+        (module.pairs.image, 18, "conv2"),
+    ):
+        own = tower.body.state_dict()
+        assert own["0.weight"].equal(weights[depth]["conv1.weight"])
+        blocks = sum(name.endswith(".conv1.weight") for name in own)
+        assert blocks == sum(name.endswith(".conv1.weight") for name in weights[depth])
+        name = f"{3 + blocks}.{last}.weight"
+        assert own[name].equal(weights[depth][f"layer4.{2 if depth == 101 else 1}.{last}.weight"])
+
+
+def test_a_round(data: Path, weights: Any, tmp_path: Path) -> None:
+    """Clients with images begin with weights, the other towers are small."""
+    torch.save(torchvision_state(18), data / "weights" / NAMES[18])
+    changes = small()
+    net = {"name": "resnet-imagenet", "depth": 18, "stem": "large", "weights": NAMES[18]}
+    changes["model"]["image"] = net
+    run = fedsim.run(FILE, set=changes, out=tmp_path / "runs")
     assert events(run) == []
     matrix = 4 * 6 * 20
     assert run.final["train/bytes_up"] == (2 + 2 + 3 * 2) * matrix
