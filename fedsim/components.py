@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fedsim.data.long_tail import long_tail_rows
 from fedsim.data.partition import Assignment, Manifest, build_manifest
 from fedsim.data.share import share_rows
 from fedsim.errors import InputError
+from fedsim.models._nested import call_model
 
 
 def _build(experiment: Experiment, kind: str) -> tuple[Any, Any]:
@@ -152,27 +152,16 @@ def build_model(experiment: Experiment, card: Card) -> nn.Module:
     A function with a third positional argument is given the data set's card there.
     """
     function, options = _build(experiment, "models")
-    about: tuple[Any, ...] = (card.input_shape, len(card.classes))
-    if _num_positional(function) > len(about):
-        about += (card,)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(rng.derive(experiment.seed, "model"))
         with _named("model", options):
-            module = function(*about, **options)
+            module = call_model(function, card.input_shape, len(card.classes), card, options)
     if not isinstance(module, nn.Module):
         raise InputError(
             f"model.name {experiment.model.name!r} must return a torch Module, got "
             f"{type(module).__name__}"
         )
     return module
-
-
-def _num_positional(function: Callable[..., Any]) -> int:
-    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = inspect.signature(function).parameters.values()
-    return sum(
-        p.kind is kinds[0] or (p.kind is kinds[1] and p.default is p.empty) for p in parameters
-    )
 
 
 def build_client(experiment: Experiment) -> Any:

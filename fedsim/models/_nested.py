@@ -1,19 +1,23 @@
-"""A model as an option of another one: ``image: {name: cnn, channels: [16, 32]}``."""
+"""Calling a model's function, also where it is an option of another model's:
+``image: {name: cnn, channels: [16, 32]}``.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import nn
 
+from fedsim.data.dataset import Card
 from fedsim.errors import InputError
 
 
 @dataclass(frozen=True)
 class Model:
-    """A named model and its options, called as ``tower(input_shape, num_classes)``.
+    """A named model and its options, called as ``tower(input_shape, num_classes, card)``.
 
     An option annotated with this type is a section of its own in an experiment file; its default
     is such an object too. `option` is the option's name, as messages tell it.
@@ -34,14 +38,41 @@ class Model:
     def __repr__(self) -> str:
         return "{" + ", ".join(f"{k}: {v}" for k, v in self.section.items()) + "}"
 
-    def __call__(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    def __call__(
+        self, input_shape: tuple[int, ...], num_classes: int, card: Card | None = None
+    ) -> nn.Module:
         """Return the model.
 
         Raises:
             InputError: whatever the model refuses, with the option's name before it.
         """
         try:
-            return self.function(input_shape, num_classes, **self.options)
+            made: nn.Module = call_model(
+                self.function, input_shape, num_classes, card, self.options
+            )
+            return made
         except InputError as error:
             where = f"model.{self.option}" if self.option else f"model {self.name!r}"
             raise InputError(f"{where}: {error}") from error
+
+
+def call_model(
+    function: Callable[..., Any],
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    card: Card | None,
+    options: Mapping[str, Any],
+) -> Any:
+    """Return what a model's function makes, given the card where it has a place for one."""
+    about: tuple[Any, ...] = (input_shape, num_classes)
+    if _num_positional(function) > len(about):
+        about += (card,)
+    return function(*about, **options)
+
+
+def _num_positional(function: Callable[..., Any]) -> int:
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(function).parameters.values()
+    return sum(
+        p.kind is kinds[0] or (p.kind is kinds[1] and p.default is p.empty) for p in parameters
+    )

@@ -193,7 +193,7 @@ def image_text(
     frozen: list[str] = []
 
     def tower(model: Model, at: str, shape: tuple[int, ...]) -> Tower:
-        made: Any = model(shape, num_classes)
+        made: Any = model(shape, num_classes, card)
         check(
             isinstance(getattr(made, "head", None), nn.Linear),
             f"model.{model.option or at} must be a model with a linear head after its body",
