@@ -90,6 +90,18 @@ def test_frozen_backbones_stay_frozen_in_a_tower() -> None:
     assert not any(n.startswith("server.image.body.backbone") for n in FlatModel(module).params())
 
 
+def test_a_tower_is_told_of_the_data_as_a_model_is() -> None:
+    """A transformer that wants a mean of 0.5 brings the images of the data set to that."""
+    size = {"width": 16, "heads": 2, "layers": 2, "patch": 8}
+    module = built(server_image={"name": "vit", **size, "normalise": "half"})
+    experiment = prepared(dataset=EMOJI, model=SMALL)
+    card = components.build_dataset(experiment).card
+    pixels = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (card.mean, card.std))
+    found = module.server.image.body.backbone.prepare((pixels - mean) / std)
+    torch.testing.assert_close(found, (pixels - 0.5) / 0.5, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -115,7 +127,9 @@ def test_it_needs_pairs(tmp_path: Path) -> None:
 
 def test_defaults_of_towers_are_written_out() -> None:
     filled = prepared(dataset=EMOJI, model={"name": "image-text"}).model.model_dump()
-    assert filled["server_text"] == {"name": "text-gru", "width": 64, "hidden": 64, "pool": "mean"}
+    assert filled["server_text"] == {
+        "name": "text-gru", "width": 64, "hidden": 64, "pool": "mean", "vectors": None,
+    }  # fmt: skip
     assert filled["image"]["name"] == "cnn"
     assert filled["image"]["channels"] == [16, 32]
 
