@@ -15,6 +15,7 @@ from PIL import Image
 import fedsim
 from fedsim.api import prepare
 from fedsim.components import build_dataset, build_partition
+from tests.bert import save_bert
 from tests.runs import events
 
 FILE = Path(__file__).resolve().parents[2] / "experiments/creamfl/coco_flickr_cifar_agnews.yaml"
@@ -22,7 +23,8 @@ FILE = Path(__file__).resolve().parents[2] / "experiments/creamfl/coco_flickr_ci
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write 60 images of CIFAR-100, 60 articles, 40 pairs of Flickr30k and 40 of COCO."""
+    """Write 60 images of CIFAR-100, 60 articles, 40 pairs of Flickr30k and 40 of COCO, a BERT."""
+    pytest.importorskip("transformers")
     root = tmp_path / "data"
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FEDSIM_DATA", str(root))
@@ -61,15 +63,17 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 image |= {"filepath": folder, "cocoid": 100 + i}
             images.append(image)
         (root / name / file).write_text(json.dumps({"images": images, "dataset": name}))
+    save_bert(root / "bert")
     return root
 
 
-def small() -> dict[str, Any]:
-    """Return what is set otherwise than in the file, so that it runs in seconds."""
+def small(data: Path) -> dict[str, Any]:
+    """Return what is set otherwise than in the file, so that it runs in seconds on the `data`."""
     image = {"name": "cnn", "channels": [3], "hidden": 4}
     text = {"name": "text-gru", "width": 4, "hidden": 3}
     towers = {f"{part}{m}": t for part in ("", "server_", "pairs_")
               for m, t in (("image", image), ("text", text))}  # fmt: skip
+    towers["server_text"] = {"name": "text-encoder", "weights": str(data / "bert")}
     return {
         "rounds": 1,
         "dataset.size": [16, 16],
@@ -92,7 +96,7 @@ def small() -> dict[str, Any]:
 
 
 def test_who_has_what(data: Path) -> None:
-    experiment = prepare(FILE, small())
+    experiment = prepare(FILE, small(data))
     dataset = build_dataset(experiment)
     manifest = build_partition(experiment, dataset)
     names, domain = dataset.card.domains, dataset.train.extra["domain"]
@@ -108,7 +112,7 @@ def test_who_has_what(data: Path) -> None:
 
 
 def test_a_round(data: Path, tmp_path: Path) -> None:
-    run = fedsim.run(FILE, set=small(), out=tmp_path / "runs")
+    run = fedsim.run(FILE, set=small(data), out=tmp_path / "runs")
     assert events(run) == []
     matrix = 4 * 6 * 20
     assert run.final["train/bytes_up"] == (2 + 2 + 3 * 2) * matrix
@@ -117,3 +121,4 @@ def test_a_round(data: Path, tmp_path: Path) -> None:
     pairs = run.client_values("test", "personal/recall@1/i2t", last=True)["client"].tolist()
     assert pairs == [4, 5, 6]
     assert 0 <= run.final["test/generic/recall@10/i2t"] <= 1
+    assert any(name.startswith("server.text.body.model.encoder") for name in run.arrays())
