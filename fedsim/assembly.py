@@ -14,6 +14,7 @@ from fedsim.config import Experiment
 from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Manifest
 from fedsim.data.views import View
+from fedsim.engine.device import driver_device
 from fedsim.engine.foreign import own_strategies
 from fedsim.errors import InputError
 from fedsim.evaluate import SHOTS, shot_groups
@@ -54,8 +55,10 @@ def build_parts(
     dataset, manifest = build(experiment)
     strategy, client = build_strategy(experiment), build_client(experiment)
     check_fit(strategy, client, experiment)
+    # A server with samples trains where clients do.
+    device = driver_device(experiment.engine.gpus) if len(manifest.server) else "cpu"
     try:
-        model = FlatModel(build_model(experiment, dataset.card))
+        model = FlatModel(build_model(experiment, dataset.card), device)
     except InputError:
         raise
     except Exception as error:
@@ -96,7 +99,8 @@ def server_context(parts: Parts) -> ServerContext:
     experiment, dataset, owned = parts.experiment, parts.dataset, parts.manifest.server
     server = None
     if len(owned):
-        server = View(dataset.train, owned, dataset.card, augment=build_augment(experiment))
+        place = parts.model.flat.device
+        server = View(dataset.train, owned, dataset.card, place, augment=build_augment(experiment))
     return ServerContext(
         seed=experiment.seed,
         rounds=experiment.rounds,

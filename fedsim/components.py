@@ -20,7 +20,7 @@ from fedsim.data.long_tail import long_tail_rows
 from fedsim.data.partition import Assignment, Manifest, build_manifest
 from fedsim.data.share import share_rows
 from fedsim.errors import InputError
-from fedsim.models._nested import build
+from fedsim.models._nested import call_model
 
 
 def _build(experiment: Experiment, kind: str) -> tuple[Any, Any]:
@@ -155,7 +155,7 @@ def build_model(experiment: Experiment, card: Card) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(rng.derive(experiment.seed, "model"))
         with _named("model", options):
-            module = build(function, card.input_shape, len(card.classes), card, options)
+            module = call_model(function, card.input_shape, len(card.classes), card, options)
     if not isinstance(module, nn.Module):
         raise InputError(
             f"model.name {experiment.model.name!r} must return a torch Module, got "

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.data.views import View
+from fedsim.engine.device import seed_generators
 from fedsim.errors import InputError, check
 from fedsim.evaluate.retrieval import embedded, tokens_of
 from fedsim.models.image_text import ImageText, RetrievalLoss, retrieval_loss
@@ -165,8 +166,7 @@ class PublicTraining:
         total, batches = 0.0, 0
         self.part.train()
         with torch.random.fork_rng(devices=[]):
-            # Dropout draws from the global generator.
-            torch.default_generator.manual_seed(rng.derive(ctx.seed, address, round))
+            seed_generators(self.public.device, rng.derive(ctx.seed, address, round))
             order = ctx.generator(address, round)
             for rows in self.public.index_batches(config.batch_size, order):
                 loss = loss_of(rows)

@@ -36,7 +36,7 @@ from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.errors import RunFailed
 from fedsim.evaluate import VALIDATION, Tally, named_scores, scorer_of
 from fedsim.maths.trees import Tree
-from fedsim.params import Params
+from fedsim.params import FlatModel, Params
 from fedsim.progress import Progress
 from fedsim.runs import checkpoint
 from fedsim.runs.folder import RunFolder
@@ -353,7 +353,7 @@ class RoundLoop:
     def _finish(self) -> None:
         if self.params is not None:
             self.folder.save_model({name: self.params[name] for name in self.params})
-        model = self.parts.model
+        model = FlatModel(self.parts.model.module)  # pictures are made on the CPU
         for name, params in self._models().items():
             model.load(params)
             figure = self._scorer.picture(model.module, self.parts.dataset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -83,7 +83,8 @@ class Card:
     `input_shape` is (C, H, W) for images; for texts it is (L, V): L tokens of a vocabulary of V,
     of which 0 is the end of a text and 1 an unknown word. `text_shape` is the same for the texts of
     image-text pairs. `mean` and `std` are per channel, of ``x / 255`` over the training images,
-    and empty for texts.
+    and empty for texts. `vocabulary` is the data set's, which enters it here; cards that differ in
+    it alone are equal.
 
     Raises:
         InputError: `mean` or `std` without one value a channel, a `std` of 0, an unknown kind.
@@ -100,6 +101,7 @@ class Card:
     kind: Kind = "image"
     domains: tuple[str, ...] = ()
     text_shape: tuple[int, int] | None = None
+    vocabulary: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check(self.kind in get_args(Kind), f"kind must be one of {get_args(Kind)}", self.kind)
@@ -115,7 +117,7 @@ class Card:
 class Dataset:
     """A named data set: its splits and its card.
 
-    `vocabulary` are the words of the tokens, V strings, where it has texts.
+    `vocabulary` are the words of the tokens, V strings, where it has texts; the card has them too.
 
     Raises:
         InputError: samples of another shape, or labels of other classes, than the card's.
@@ -129,6 +131,8 @@ class Dataset:
     vocabulary: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.vocabulary:
+            object.__setattr__(self, "card", replace(self.card, vocabulary=self.vocabulary))
         for name in ("train", "test", "validation"):
             split: Split | None = getattr(self, name)
             if split is not None:

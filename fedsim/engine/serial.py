@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from fedsim.engine.device import driver_device
 from fedsim.engine.jobs import Block, BlockResult, EngineEvent, WorkerSpec
 from fedsim.engine.memory import keep_memory
 from fedsim.engine.worker import Worker
@@ -22,9 +23,7 @@ class SerialExecutor:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         keep_memory()
-        gpus = spec.experiment.engine.gpus
-        device = "cuda:0" if gpus > 0 and torch.cuda.is_available() else "cpu"
-        self._worker = Worker(spec, device)
+        self._worker = Worker(spec, driver_device(spec.experiment.engine.gpus))
 
     def run(self, blocks: list[Block], payload: Tree) -> Iterator[BlockResult]:
         """Yield the results in the order of the blocks."""

@@ -34,6 +34,7 @@ from fedsim.components import (
     is_client_app,
 )
 from fedsim.data.views import ClientData, View
+from fedsim.engine.device import seed_generators
 from fedsim.engine.jobs import Assignment, Block, BlockResult, Failure, Report, WorkerSpec
 from fedsim.engine.stems import make_stem
 from fedsim.evaluate import VALIDATION, scorer_of
@@ -155,11 +156,9 @@ class Worker:
         return View(self.dataset.train, self._public_rows, self.dataset.card, self.device)
 
     def seed_globals(self, block: Block, client: int) -> None:
-        """Seed torch's global generator, which dropout draws from, for this client and round."""
+        """Seed torch's global generators for this client and round."""
         address = rng.derive(self.experiment.seed, f"global/{block.kind}", block.round, client)
-        torch.default_generator.manual_seed(address)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(address)
+        seed_generators(self.device, address)
 
     def _score(self, block: Block, payload: Tree) -> BlockResult:
         self._restore_module()

@@ -1,4 +1,6 @@
-"""A model as an option of another one: ``image: {name: cnn, channels: [16, 32]}``."""
+"""Calling a model's function, also where it is an option of another model's:
+``image: {name: cnn, channels: [16, 32]}``.
+"""
 
 from __future__ import annotations
 
@@ -39,36 +41,38 @@ class Model:
     def __call__(
         self, input_shape: tuple[int, ...], num_classes: int, card: Card | None = None
     ) -> nn.Module:
-        """Return the model; `card` is of the data set whose inputs it is given.
+        """Return the model.
 
         Raises:
             InputError: whatever the model refuses, with the option's name before it.
         """
         try:
-            module: nn.Module = build(self.function, input_shape, num_classes, card, self.options)
-            return module
+            made: nn.Module = call_model(
+                self.function, input_shape, num_classes, card, self.options
+            )
+            return made
         except InputError as error:
             where = f"model.{self.option}" if self.option else f"model {self.name!r}"
             raise InputError(f"{where}: {error}") from error
 
 
-def build(
+def call_model(
     function: Callable[..., Any],
     input_shape: tuple[int, ...],
     num_classes: int,
     card: Card | None,
     options: Mapping[str, Any],
 ) -> Any:
-    """Return what a model's function makes, given the card if it has a third positional argument.
+    """Return what a model's function makes, given the card where it has a place for one."""
+    about: tuple[Any, ...] = (input_shape, num_classes)
+    if _num_positional(function) > len(about):
+        about += (card,)
+    return function(*about, **options)
 
-    Raises:
-        InputError: whatever the model refuses.
-    """
+
+def _num_positional(function: Callable[..., Any]) -> int:
     kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = inspect.signature(function).parameters.values()
-    positional = sum(
+    return sum(
         p.kind is kinds[0] or (p.kind is kinds[1] and p.default is p.empty) for p in parameters
     )
-    if positional > 2:
-        return function(input_shape, num_classes, card, **options)
-    return function(input_shape, num_classes, **options)

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.data.dataset import Card
 from fedsim.data.words import END
 from fedsim.errors import check
 from fedsim.models import BodyHead
+from fedsim.pretrained.word_vectors import start_from
 
 
 class _Pooled(nn.Module):
@@ -38,18 +40,24 @@ class _Pooled(nn.Module):
 def text(
     input_shape: tuple[int, int],
     num_classes: int,
+    card: Card | None = None,
+    /,
     *,
     width: int = 64,
     hidden: int = 64,
     pool: Literal["mean", "max"] = "mean",
+    vectors: str | None = None,
 ) -> nn.Module:
     """A text classifier: word vectors of `width`, their mean or maximum, one hidden layer.
 
     `input_shape` is (L, V): texts of L tokens of a vocabulary of V. Token 0, the end of a text,
     does not count, so more of them change nothing. `body` maps int64 (batch, L) to (batch, hidden).
+    `vectors` is a file of GloVe's or word2vec's text format: words that it has begin with their
+    vectors there, which `width` must be the width of.
 
     Raises:
-        InputError: an option out of range, or a data set that is not of texts.
+        InputError: an option out of range, vectors that are missing or damaged, or a data set that
+            is not of texts.
     """
     check(
         len(input_shape) == 2,
@@ -61,5 +69,6 @@ def text(
     check(hidden >= 1, "hidden must be >= 1", hidden)
     check(pool in ("mean", "max"), "pool must be 'mean' or 'max'", pool)
     pooled = _Pooled(input_shape[1], width, pool)
+    start_from(pooled.embedding.weight, vectors, card)
     body = nn.Sequential(pooled, nn.Linear(width, hidden), nn.ReLU())
     return BodyHead(body, hidden, num_classes)

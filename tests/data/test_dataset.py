@@ -29,6 +29,17 @@ def test_dataset_counts_classes_and_samples() -> None:
     assert (len(dataset.train), len(dataset.test), dataset.validation) == (3, 1, None)
 
 
+def test_the_card_knows_the_words() -> None:
+    """They are no part of what a card is compared or printed by."""
+    plain = card()
+    dataset = Dataset("toy", split([0, 1]), split([0]), plain, vocabulary=("", "<unk>", "dog"))
+    assert dataset.card.vocabulary == dataset.vocabulary
+    assert plain.vocabulary == ()
+    assert (dataset.card, hash(dataset.card), repr(dataset.card)) == (
+        plain, hash(plain), repr(plain),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [

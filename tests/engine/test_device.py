@@ -1,0 +1,69 @@
+"""Where the server trains, and what is drawn there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim import assembly, components
+from fedsim.api import prepare
+from fedsim.assembly import build_parts, server_context
+from fedsim.engine.device import driver_device, seed_generators
+from tests.runs import tiny
+from tests.strategies.pairs import small
+
+
+@pytest.mark.parametrize(
+    ("gpus", "there", "expected"),
+    [(0.0, True, "cpu"), (0.5, False, "cpu"), (0.5, True, "cuda:0"), (1.0, True, "cuda:0")],
+)
+def test_the_drivers_device(
+    gpus: float, there: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert driver_device(gpus) == expected
+
+
+def parts_of(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[assembly.Parts, list[str]]:
+    """Return the parts of an experiment, and the devices that its model was asked to be on."""
+    asked: list[str] = []
+    whole = assembly.FlatModel
+
+    def noted(module: torch.nn.Module, device: str = "cpu") -> Any:
+        asked.append(device)
+        return whole(module)
+
+    monkeypatch.setattr(assembly, "FlatModel", noted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def build(experiment: Any) -> Any:
+        dataset = components.build_dataset(experiment)
+        return dataset, components.build_partition(experiment, dataset)
+
+    return build_parts(prepare(tiny(**changes)), build), asked
+
+
+def test_a_server_with_samples_trains_where_clients_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = {"name": "ray", "gpus": 0.5}
+    parts, asked = parts_of(monkeypatch, **small(engine=engine))
+    assert asked == ["cuda:0"]
+    # The public pairs are where the model is.
+    server = server_context(parts).server
+    assert server is not None
+    assert server.device == parts.model.flat.device
+    assert parts_of(monkeypatch, engine=engine)[1] == ["cpu"]  # no samples of its own
+    assert parts_of(monkeypatch, **small())[1] == ["cpu"]  # no GPUs
+
+
+def test_both_generators_are_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
+    with torch.random.fork_rng(devices=[]):
+        seed_generators(torch.device("cpu"), 7)
+        assert seeds == []
+        first = torch.rand(1)
+        seed_generators(torch.device("cuda:0"), 7)
+        assert seeds == [7]
+        assert torch.rand(1).equal(first)
