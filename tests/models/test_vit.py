@@ -62,6 +62,15 @@ def test_prompts_stand_between_cls_and_patches(deep: bool) -> None:
         assert kept == deep
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_prompts_begin_as_vpts(deep: bool) -> None:
+    """Uniform within sqrt(6 / (3 h w + l)): with 4 x 4 pixels and 24 wide that is sqrt(1 / 12)."""
+    prompts = build(prompts=50, deep=deep).body.prompts.detach()
+    assert 0.28 < float(prompts.max()) <= 0.288676
+    assert -0.288676 <= float(prompts.min()) < -0.28
+    assert float(prompts.var()) == pytest.approx((1 / 12) / 3, rel=0.1)
+
+
 @pytest.mark.parametrize("prompts", [0, 1, 5])
 def test_logits_have_the_same_shape_for_any_number_of_prompts(prompts: int) -> None:
     assert build(prompts=prompts)(torch.randn(2, 1, 8, 8)).shape == (2, 10)
