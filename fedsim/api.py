@@ -181,7 +181,8 @@ def open_executor(parts: Parts) -> Iterator[Executor]:
     """Start the engine that an experiment asks for, and stop it at the end.
 
     Raises:
-        InputError: more workers than the cluster has room for, or no cluster at the address.
+        InputError: more workers than the cluster has room for, or no cluster at the address; more
+            GPUs than this machine has, where all is done in this process.
     """
     experiment, public = parts.experiment, parts.manifest.public_rows
     executor: Executor

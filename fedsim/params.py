@@ -248,6 +248,16 @@ def zeros_like(params: Params) -> Params:
     return params.replace(torch.zeros_like(params.flat))
 
 
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 (hex) of tensors: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 class FlatModel:
     """A module whose parameters and float buffers are views of one resident vector.
 
@@ -305,14 +315,7 @@ class FlatModel:
 
     def frozen_digest(self) -> str:
         """Return the sha256 (hex) of the frozen tensors; empty if there are none."""
-        if not self.frozen:
-            return ""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.frozen.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            flat = tensor.detach().cpu().contiguous().view(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return tensors_digest(self.frozen) if self.frozen else ""
 
     def params(self) -> Params:
         """Return a CPU copy of what the model holds now."""

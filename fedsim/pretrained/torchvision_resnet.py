@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedsim.data.sources import data_folders
 from fedsim.errors import InputError, check, nearest
+from fedsim.pretrained import check_finite
 
 _TRANSFORMERS = (
     (r"^resnet\.", ""),
@@ -66,10 +67,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     A file is safetensors by that suffix, else what ``torch.save`` makes of a state dict.
 
     Raises:
-        InputError: what cannot be read, is no state dict, or is of another kind of network.
+        InputError: what cannot be read, is no state dict, not finite, or of another kind of
+            network.
     """
     tensors = _from_transformers(path) if path.is_dir() else _read_file(path)
-    return {name: t for name, t in tensors.items() if not name.startswith("fc.")}
+    kept = {name: t for name, t in tensors.items() if not name.startswith("fc.")}
+    check_finite(f"weights in {path}", kept)
+    return kept
 
 
 def load_weights(

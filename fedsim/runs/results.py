@@ -9,7 +9,7 @@ import glob
 import json
 import sqlite3
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, RunFailed
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.record import reading
 
@@ -216,9 +216,11 @@ class Run:
         """Return the final global model, in evaluation mode.
 
         Raises:
-            InputError: as `arrays`; or the server has a part of a model only.
+            InputError: as `arrays`; or the server has a part of a model only; or the frozen part is
+                no longer what it was, as the last checkpoint tells.
         """
         from fedsim.api import build_model
+        from fedsim.params import tensors_digest
         from fedsim.parts import under
 
         arrays = self.arrays()
@@ -231,8 +233,26 @@ class Run:
                 f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''} with the clients; "
                 "arrays() returns what the server has"
             )
+        tensors = chain(module.named_parameters(), module.named_buffers())
+        there = {name: tensor for name, tensor in tensors if frozen(name)}
+        if there and self._frozen_digest() not in (None, tensors_digest(there)):
+            named = " and ".join(_weights(self.config.model.options, "model")) or "its seed"
+            raise InputError(
+                f"run {self.path} had other weights in the frozen part of its model than {named} "
+                "gives now"
+            )
         module.load_state_dict(arrays, strict=False)  # what is frozen is there already
         return module.eval()
+
+    def _frozen_digest(self) -> str | None:
+        """Return what the frozen part of the model was, None where no intact checkpoint tells."""
+        from fedsim.runs import checkpoint
+
+        try:
+            found = checkpoint.load_latest(self.path)
+        except RunFailed:
+            return None
+        return None if found is None else found[1].get("frozen")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.status}, {self.rounds_done} rounds)"
@@ -344,6 +364,15 @@ def load_runs(patterns: str | Path | Iterable[str | Path]) -> list[Run]:
     if not runs:
         raise InputError(f"no runs in {', '.join(map(str, given)) or 'an empty list'}")
     return [runs[key] for key in sorted(runs)]
+
+
+def _weights(options: Mapping[str, Any], at: str) -> Iterator[str]:
+    """Yield the options of a model, and of models in it, that say where its weights come from."""
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _weights(value, f"{at}.{key}")
+        elif key in ("weights", "towers") and value is not None:
+            yield f"{at}.{key} = {value!r}"
 
 
 def _expand(place: Path) -> list[Path]:

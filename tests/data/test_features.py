@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,33 @@ def test_rows_beyond_the_bound_are_computed_anew() -> None:
     assert compute.asked == [4, 2, 4]
     nothing = FeatureCache("tiny", 10, (2,), max_bytes=0)
     assert nothing.get(np.array([5]), compute).tolist() == [[5, 25]]
+
+
+@pytest.mark.parametrize("left", [None, 0, 3 * 8, 10 * 8 - 1])
+def test_values_that_were_lost_are_computed_anew(left: int | None, tmp_path: Path) -> None:
+    """Of ten known rows the file of values is missing, or cut to so many bytes."""
+    rows = np.arange(10)
+    expected = FeatureCache("vit", 10, (2,)).get(rows, Squares())
+    values = tmp_path / "features" / "vit.f32"
+    if left is None:
+        values.unlink()
+    else:
+        os.truncate(values, left)
+    compute, again = Squares(), Squares()
+    assert FeatureCache("vit", 10, (2,)).get(rows, compute).equal(expected)
+    assert compute.asked == rows.tolist()
+    assert FeatureCache("vit", 10, (2,)).get(rows, again).equal(expected)
+    assert again.asked == []
+
+
+def test_a_larger_bound_keeps_what_is_known() -> None:
+    compute = Squares()
+    FeatureCache("vit", 10, (2,), max_bytes=4 * 8).get(np.arange(4), Squares())
+    assert FeatureCache("vit", 10, (2,)).get(np.array([3, 5]), compute).tolist() == [
+        [3, 9],
+        [5, 25],
+    ]
+    assert compute.asked == [5]
 
 
 def test_what_is_returned_is_the_callers_own() -> None:

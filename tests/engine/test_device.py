@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import fedsim
 from fedsim import assembly, components
 from fedsim.api import prepare
 from fedsim.assembly import build_parts, server_context
-from fedsim.engine.device import driver_device, seed_generators
+from fedsim.engine.device import driver_device, seed_generators, serial_device
+from fedsim.errors import InputError
 from tests.runs import tiny
 from tests.strategies.pairs import small
 
@@ -24,6 +27,33 @@ def test_the_drivers_device(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert driver_device(gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "there", "expected"),
+    [(0.0, 0, "cpu"), (0.0, 2, "cpu"), (0.5, 1, "cuda:0"), (2.0, 2, "cuda:0")],
+)
+def test_the_serial_executors_device(
+    gpus: float, there: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    assert serial_device(gpus) == expected
+
+
+@pytest.mark.parametrize(("gpus", "there"), [(1.0, 0), (0.25, 0), (3.0, 2)])
+def test_gpus_that_are_not_there_are_bad_input(
+    gpus: float, there: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As with Ray, whose refusal has the same words."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    threads = torch.get_num_threads()
+    text = f"engine.gpus = {gpus:g} does not fit: this machine has {there} GPUs"
+    with pytest.raises(InputError, match=text):
+        fedsim.run(tiny(engine={"name": "serial", "gpus": gpus}), out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert torch.get_num_threads() == threads
 
 
 def parts_of(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[assembly.Parts, list[str]]:

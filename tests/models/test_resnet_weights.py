@@ -243,6 +243,12 @@ def test_files_that_are_no_weights(file: Path, tmp_path: Path) -> None:
         match=r"weights must have conv1\.weight of the shape \(64, 3, 7, 7\), got \(64, 1, 7, 7\)",
     ):
         build("gray.pth")
+    state["layer2.0.bn1.running_var"][5] = float("nan")
+    torch.save(state, "nan.pth")
+    with pytest.raises(
+        InputError, match=r"in nan\.pth must be finite, got nan in layer2\.0\.bn1\.running_var"
+    ):
+        build("nan.pth")
 
 
 def test_folders_that_are_no_weights(tmp_path: Path) -> None:

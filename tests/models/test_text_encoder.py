@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -208,10 +210,39 @@ def test_what_the_weights_must_be(tmp_path: Path) -> None:
         build(tmp_path / "broken")
 
 
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"num_hidden_layers": 1}, r"have 16 tensors of layers beyond the 1 of .*layer\.1\."),
+        ({"num_attention_heads": 0}, "cannot load the weights"),
+    ],
+)
+def test_what_the_configuration_must_be(changed: dict[str, int], text: str, tmp_path: Path) -> None:
+    save_bert(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(InputError, match=text):
+        build(tmp_path)
+
+
+def test_weights_must_be_finite(tmp_path: Path) -> None:
+    saved = save_bert(tmp_path)
+    with torch.no_grad():
+        saved.pooler.dense.weight.fill_(math.nan)  # not used
+    saved.save_pretrained(tmp_path)
+    assert build(tmp_path)
+    with torch.no_grad():
+        saved.embeddings.word_embeddings.weight[4, 2] = math.inf
+    saved.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"finite, got inf in embeddings\.word_embeddings"):
+        build(tmp_path)
+
+
 def test_what_the_hub_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(name: str) -> None:
         raise OSError(f"{name} is not a local folder\nand no model of the hub")
 
+    monkeypatch.setattr("fedsim.pretrained.text.on_hub", lambda name: name)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", nothing)
     with pytest.raises(InputError, match=r"weights 'bert-base-uncasd': bert-base-uncasd is not a"):
         build(Path("bert-base-uncasd"))

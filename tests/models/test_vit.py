@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedsim.data.sheets import FOLDER  # noqa: E402
 from fedsim.errors import InputError  # noqa: E402
 from fedsim.models.vit import vit  # noqa: E402
 from fedsim.params import FlatModel  # noqa: E402
+from fedsim.pretrained import KINDS  # noqa: E402
 from fedsim.runs.export import export_run  # noqa: E402
 from tests.runs import tiny  # noqa: E402
 
@@ -60,6 +62,15 @@ def test_prompts_stand_between_cls_and_patches(deep: bool) -> None:
             prompts[i].expand(2, -1, -1) if deep else first.expand(2, -1, -1)
         )
         assert kept == deep
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_prompts_begin_as_vpts(deep: bool) -> None:
+    """Uniform within sqrt(6 / (3 h w + l)): with 4 x 4 pixels and 24 wide that is sqrt(1 / 12)."""
+    prompts = build(prompts=50, deep=deep).body.prompts.detach()
+    assert 0.28 < float(prompts.max()) <= 0.288676
+    assert -0.288676 <= float(prompts.min()) < -0.28
+    assert float(prompts.var()) == pytest.approx((1 / 12) / 3, rel=0.1)
 
 
 @pytest.mark.parametrize("prompts", [0, 1, 5])
@@ -113,16 +124,38 @@ def test_weights_from_a_folder(tmp_path: Path) -> None:
         vit((1, 10, 10), 10, weights=str(tmp_path / "vit"))
 
 
-def test_dinov2_weights(tmp_path: Path) -> None:
-    config = transformers.Dinov2Config(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4,
-        num_channels=1,
-    )  # fmt: skip
-    saved = transformers.Dinov2Model(config).eval()
-    saved.save_pretrained(tmp_path / "dino")
-    model = vit((1, 8, 8), 10, weights=str(tmp_path / "dino"), prompts=0).eval()
+SIZES = {
+    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8,
+    "patch_size": 4, "num_channels": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kinds_of_weights(kind: str, tmp_path: Path) -> None:
+    """Without prompts the library's own features, with them as many tokens more."""
+    torch.manual_seed(1)
+    config = transformers.AutoConfig.for_model(kind, **SIZES)
+    saved = transformers.AutoModel.from_config(config).eval()
+    saved.save_pretrained(tmp_path)
     x = torch.randn(3, 1, 8, 8)
+    model: Any = vit((1, 8, 8), 10, weights=str(tmp_path), prompts=0).eval()
     torch.testing.assert_close(model.body(x), saved(x).last_hidden_state[:, 0])
+    for deep in (False, True):
+        prompted: Any = vit((1, 8, 8), 10, weights=str(tmp_path), prompts=2, deep=deep).eval()
+        seen: list[int] = []
+        for layer in prompted.body.backbone.layers:
+            layer.register_forward_pre_hook(lambda m, args, s=seen: s.append(args[0].shape[1]))
+        assert prompted(x).shape == (3, 10)
+        assert seen == [model.body.backbone.embed(x).shape[1] + 2] * 2
+
+
+@pytest.mark.parametrize("kind", ["vit_mae", "beit", "dinov3_vit", "bert"])
+def test_other_kinds_are_refused(kind: str, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model(kind, **SIZES)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    text = f"must be of a model of type vit, vit_msn, deit, .*_with_registers, got '{kind}'"
+    with pytest.raises(InputError, match=text):
+        vit((1, 8, 8), 10, weights=str(tmp_path))
 
 
 def save(folder: Path, channels: int = 3, **preprocessor: Any) -> Any:
@@ -231,6 +264,93 @@ def test_incomplete_and_damaged_weights_are_refused(tmp_path: Path) -> None:
         vit((3, 8, 8), 10, weights=str(tmp_path))
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(InputError, match="cannot load the weights"):
+        vit((3, 8, 8), 10, weights=str(tmp_path))
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change entries of the folder's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_a_configuration_with_fewer_layers_than_the_file(kind: str, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model(kind, **SIZES)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    edit(tmp_path, num_hidden_layers=1, out_features=None, out_indices=None)
+    text = (
+        r"have 1\d tensors of layers beyond the 1 of num_hidden_layers .*, such as .*layers?\.1\."
+    )
+    with pytest.raises(InputError, match=text):
+        vit((1, 8, 8), 10, weights=str(tmp_path))
+
+
+def test_what_a_classifier_has_beyond_the_backbone_is_left_out(tmp_path: Path) -> None:
+    saved = transformers.ViTForImageClassification(transformers.ViTConfig(**SIZES)).eval()
+    saved.save_pretrained(tmp_path)
+    model: Any = vit((1, 8, 8), 10, weights=str(tmp_path), prompts=0).eval()
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(model.body(x), saved.vit(x).last_hidden_state[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"patch_size": 0}, r"patch_size must be >= 1 in the config\.json of the .*, got 0$"),
+        ({"patch_size": [4, 0]}, r"patch_size must be >= 1 in .*, got \[4, 0\]$"),
+        ({"image_size": -8}, "image_size must be >= 1 in .*, got -8$"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be >= 1 in .*, got 0$"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be >= 1 in .*, got 0$"),
+        ({"hidden_size": "wide"}, "cannot load the weights .*'hidden_size'.* 'wide'"),
+    ],
+)
+def test_sizes_that_no_model_has(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
+    save(tmp_path)
+    edit(tmp_path, **changes)
+    with pytest.raises(InputError, match=text):
+        vit((3, 8, 8), 10, weights=str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_must_be_finite(value: float, tmp_path: Path) -> None:
+    save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors["layernorm.bias"][3] = value
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError, match=f"must be finite, got {value} in layernorm.bias$"):
+        vit((3, 8, 8), 10, weights=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [
+        (
+            [0.5] * 3,
+            [0.2, 0.0, 0.2],
+            r"image_std in .*\.json must be > 0 .*, got \[0\.2, 0\.0, 0\.2",
+        ),
+        ([0.5] * 3, [0.2, -1.0, 0.2], "image_std in .* must be > 0 and finite"),
+        ([0.5] * 3, [0.2, float("inf"), 0.2], "image_std in .* must be > 0 and finite"),
+        ([0.5, 0.5, float("nan")], [0.2] * 3, r"image_mean in .* must be finite, got \[.*nan\]"),
+    ],
+)
+def test_statistics_that_no_images_have(
+    mean: list[float], std: list[float], text: str, tmp_path: Path
+) -> None:
+    save(tmp_path, image_mean=mean, image_std=std)
+    with pytest.raises(InputError, match=text):
+        vit((3, 8, 8), 10, weights=str(tmp_path))
+    assert vit((3, 8, 8), 10, weights=str(tmp_path), normalise="data")
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle at all", pickle.dumps(Path("x"))])
+def test_a_file_that_is_no_tensors(content: bytes, tmp_path: Path) -> None:
+    save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    text = rf"'{tmp_path}': a file is cut short or holds other things than tensors$"
+    with pytest.raises(InputError, match=text):
         vit((3, 8, 8), 10, weights=str(tmp_path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 
+import clients.pfedpg
 import fedsim
 from fedsim.client import Update
 from fedsim.errors import InputError
+from fedsim.params import Layout, Params
 from fedsim.strategy import ServerContext
 from strategies.pfedpg import PFedPG, generated, surrogate_gradients
 from tests.runs import tiny
@@ -147,6 +150,62 @@ def test_a_client_that_did_not_move_has_no_gradient_of_its_descriptor() -> None:
     assert all(bool(found[name].any()) for name in ("base", "query", "key", "value", "out"))
 
 
+# What the server begins with
+
+
+def test_the_defaults_are_the_papers() -> None:
+    """Sections 4 and 9 of the specification: rates, decay and epochs stated, the rest as noted."""
+    assert PFedPG.Config() == PFedPG.Config(
+        lr=0.001, optimiser="adam", momentum=0.0, clip_norm=50.0, dim=None, descriptor_rows="one"
+    )
+    method = clients.pfedpg.PFedPG.Config
+    assert method() == method(
+        epochs=5, batch_size=64, lr=0.25, momentum=0.9, weight_decay=0.001, adapt_epochs=None
+    )
+
+
+def test_the_basis_begins_as_the_models_prompts_and_the_rest_as_linear_layers_do() -> None:
+    scene = player()
+    w = bound(scene).state.weights
+    assert w["base"].equal(scene.initial["body.prompts"])
+    for name in ("query", "key", "value", "out"):
+        assert w[name].shape == (L, L)
+        assert 0.9 * L**-0.5 < float(w[name].abs().max()) <= L**-0.5, name
+
+
+def test_clients_begin_with_descriptors_and_prompts_of_their_own() -> None:
+    strategy = bound(player())
+    descriptors = strategy.state.weights["descriptors"]
+    assert descriptors.shape == (8, 1, L)
+    assert 0.9 < float(descriptors.abs().max()) <= 1.0
+    own = strategy.configure(strategy.state, 1, range(8)).own
+    for one, other in itertools.combinations(range(8), 2):
+        assert not descriptors[one].equal(descriptors[other])
+        assert not own[one]["prompts"].equal(own[other]["prompts"])
+
+
+def test_a_descriptor_row_for_each_prompt() -> None:
+    """Each of the K rows asks for itself, so that what is added differs between prompts."""
+    strategy = bound(player(), descriptor_rows="prompts")
+    assert strategy.state.weights["descriptors"].shape == (8, K, L)
+    added = generated(strategy.state.weights, [4])[0] - strategy.state.weights["base"]
+    assert not any(added[i].equal(added[j]) for i, j in itertools.combinations(range(K), 2))
+
+
+def test_the_width_of_the_attention() -> None:
+    scene = player()
+    w = bound(scene, dim=5).state.weights
+    shapes = {name: tuple(w[name].shape) for name in ("query", "key", "value", "out")}
+    assert shapes == {"query": (L, 5), "key": (L, 5), "value": (L, 5), "out": (5, L)}
+    assert 0.9 * 5**-0.5 < float(w["out"].abs().max()) <= 5**-0.5
+    # By default that of the tokens, and at most 512.
+    layout = Layout(("body.prompts",), ((2, 600),), num_parameters=1, integers=())
+    prompts = Params(layout, torch.zeros(1200), {})
+    context = ServerContext(0, 10, 8, 8, 10, scene.worker.model, scene.worker.dataset)
+    wide = PFedPG(PFedPG.Config()).init(prompts, context)
+    assert wide.weights["query"].shape == (600, 512)
+
+
 # The server's step
 
 
@@ -159,6 +218,28 @@ def updates(scene: Player, strategy: PFedPG, scale: float = 1.0) -> list[Update]
         update.tensors["prompts"] *= scale
         found.append(update)
     return found
+
+
+def test_a_cohort_is_served_and_moved_by_client_and_not_by_place() -> None:
+    """Three of eight clients take part; a step of SGD of rate 1 on 1/3 sum_n <P_n, P_n - P~_n>."""
+    strategy = bound(player(), optimiser="sgd", lr=1.0, clip_norm=None)
+    cohort, old = (2, 5, 7), strategy.state.weights
+    leaves = {name: w.clone().requires_grad_() for name, w in old.items()}
+    own = strategy.configure(strategy.state, 1, cohort).own
+    assert set(own) == set(cohort)
+    noise, made, total = torch.Generator().manual_seed(3), [], torch.zeros(())
+    for client in cohort:
+        prompts = generated(leaves, [client])[0]
+        torch.testing.assert_close(own[client]["prompts"], prompts.detach())
+        moved = torch.randn(K, L, generator=noise)
+        made.append(Update({"prompts": moved}, 1.0, client=client))
+        total = total - (prompts * moved).sum() / 3
+    total.backward()
+    new = strategy.aggregate(strategy.state, made)[0].weights
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(new[name], old[name] - leaf.grad, msg=lambda m, n=name: n + m)
+    descriptors = (new["descriptors"] != old["descriptors"]).flatten(1).any(1)
+    assert descriptors.nonzero().flatten().tolist() == [2, 5, 7]
 
 
 def test_no_movement_changes_nothing() -> None:
@@ -312,6 +393,38 @@ def test_adaptation_is_not_kept() -> None:
     still = player(adapt_epochs=0)
     found = still.client.evaluate({"prompts": prompts}, state, still.data(), still.context())
     assert found["personal/loss"] == found["personal-generated/loss"]
+
+
+@pytest.mark.parametrize(("options", "epochs"), [({}, 2), ({"adapt_epochs": 3}, 3)])
+def test_scores_with_the_servers_prompts_and_after_another_local_round(
+    options: dict[str, Any], epochs: int
+) -> None:
+    """By a loop of torch's own over the client's *training* samples, from prompts and head."""
+    scene = player(epochs=2, batch_size=16, lr=0.1, momentum=0.9, weight_decay=0.01, **options)
+    prompts = torch.randn(K, L, generator=torch.Generator().manual_seed(0))
+    state, _ = train(scene, prompts, 3)
+    found = scene.client.evaluate({"prompts": prompts}, state, scene.data(3), scene.context(3))
+    start = scene.initial.merged(state["head"]).merged({"body.prompts": prompts})
+    module: Any = scene.module(start)
+    test, learnt = scene.data(3).test, scene.data(3).train
+
+    def measured() -> tuple[float, float]:
+        with torch.no_grad():
+            logits, labels = module(test.inputs()), test.labels()
+        right = (logits.argmax(1) == labels).double().mean()
+        return float(F.cross_entropy(logits, labels)), float(right)
+
+    served = measured()
+    chosen = [module.body.prompts, *module.head.parameters()]
+    optimizer = torch.optim.SGD(chosen, lr=0.1, momentum=0.9, weight_decay=0.01)
+    for x, y in learnt.batches(16, fedsim.rng.torch_generator(0, "client/adapt", 1, 3), epochs):
+        optimizer.zero_grad()
+        F.cross_entropy(module(x), y).backward()
+        optimizer.step()
+    for name, (loss, accuracy) in {"personal-generated": served, "personal": measured()}.items():
+        assert found[f"{name}/loss"] == pytest.approx(loss, rel=1e-4)
+        assert found[f"{name}/accuracy"] == pytest.approx(accuracy)
+    assert found["personal/loss"] < found["personal-generated/loss"] - 0.01
 
 
 @pytest.mark.parametrize(
