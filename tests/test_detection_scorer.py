@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -169,3 +170,18 @@ def test_the_picture_has_a_row_for_each_domain() -> None:
     # The white outlines are the true boxes: two on the first image, one on the second, two, none.
     white = [sum(p.get_edgecolor()[:3] == (1, 1, 1) for p in ax.patches) for ax in figure.axes]
     assert white == [2, 1, 2, 0]
+
+
+def test_the_pictures_legend_says_what_is_true_beside_the_images() -> None:
+    data = Dataset("boxes", split(), split(), CARD)
+    figure = DETECTION.picture(detector((3, 32, 32), 2, width=8), data)
+    assert figure is not None
+    figure.savefig(io.BytesIO())
+    (legend,) = figure.legends
+    told = {t.get_text(): p for t, p in zip(legend.texts, legend.get_patches(), strict=True)}
+    assert told["true boxes"].get_edgecolor()[:3] == (1, 1, 1)
+    assert "found: a colour a class, score" in told
+    place = legend.get_window_extent()
+    assert sum(legend.get_frame().get_facecolor()[:3]) < 1  # white is seen on it
+    assert not any(place.overlaps(ax.get_tightbbox()) for ax in figure.axes)
+    assert figure.bbox.x0 <= place.x0 < place.x1 <= figure.bbox.x1
