@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedsim.assembly import Parts, shifted_domains
 from fedsim.data.dataset import Card, Dataset, Split
 from fedsim.data.views import View
-from fedsim.evaluate import score, scorer_of
+from fedsim.evaluate import score, scorer_of, shifted
 from fedsim.evaluate.detection import DETECTION, Boxes, Detection, Found
 from fedsim.models.detector import Detections, detector
 from fedsim.report.text import is_share, number
@@ -57,6 +59,7 @@ class Says(nn.Module):
         rows = slice(self.at, self.at + len(x))
         self.at = rows.stop
         boxes, labels, scores = (t[rows] for t in self.found)
+        labels = torch.where(scores >= least_score, labels, -1)
         return Detections(boxes, labels, scores, scores)
 
 
@@ -77,6 +80,12 @@ def test_nothing_found_is_zero() -> None:
     found = scores(labels=np.full((4, 2), -1))
     assert len(found) == 8
     assert set(found.values()) == {0.0}
+
+
+def test_what_is_hardly_believed_counts_from_a_hundredth_on() -> None:
+    for sure, expected in ((0.05, 1.0), (0.011, 1.0), (0.009, 0.0)):
+        found = scores(sure=np.full(LABELS.shape, sure))
+        assert list(found.values()) == pytest.approx([expected] * 8)
 
 
 def test_a_duplicate_is_a_false_positive() -> None:
@@ -185,3 +194,28 @@ def test_the_pictures_legend_says_what_is_true_beside_the_images() -> None:
     assert sum(legend.get_frame().get_facecolor()[:3]) < 1  # white is seen on it
     assert not any(place.overlaps(ax.get_tightbbox()) for ax in figure.axes)
     assert figure.bbox.x0 <= place.x0 < place.x1 <= figure.bbox.x1
+
+
+def test_shifted_is_the_mean_over_some_domains() -> None:
+    values = {"mAP50": 0.9, "mAP50/clear": 0.8, "mAP50/fog": 0.2, "mAP50/snow": 0.5}
+    values |= {"mAP/fog": 0.1, "mAP50_total": 0.5}
+    found = shifted(values, ["fog", "snow", "night"])
+    assert found == {"mAP50_shifted": pytest.approx(0.35), "mAP_shifted": 0.1}
+    assert shifted(values, []) == {}
+    assert shifted({"accuracy": 1.0, "loss": 0.1}, ["fog"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"),
+    [([0, 1], ["snow"]), ([3], ["fog"]), ([1, 2], []), ([], [])],  # the images' domains: 0 0 1 1
+)
+def test_the_shifted_domains_are_those_of_which_the_server_has_none(
+    server: list[int], expected: list[str]
+) -> None:
+    data = Dataset("boxes", split(), split(), CARD)
+    owned: Any = SimpleNamespace(server=np.array(server, np.int32))
+    nothing: Any = None
+    assert shifted_domains(Parts(nothing, data, owned, None, None, nothing)) == expected
+    plain = Split(split().x, split().y, {})
+    data = Dataset("plain", plain, plain, replace(CARD, kind="image", domains=()))
+    assert shifted_domains(Parts(nothing, data, owned, None, None, nothing)) == []
