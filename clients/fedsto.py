@@ -9,8 +9,9 @@
 
 What the payload holds as `fixed` is not trained, and its BatchNorm does not follow the images. A
 batch in which the teacher finds nothing is passed over. Nothing is kept between rounds. How images
-are augmented is `dataset.augment`; the teacher sees them as they are. The penalty R is
-`fedsim.maths.orthogonality`; lam is the server's.
+are augmented is `dataset.augment`, without mosaics of four; the teacher sees them as they are. The
+thresholds are fixed, not per class and round. The penalty R is `fedsim.maths.orthogonality`; lam is
+the server's.
 """
 
 from __future__ import annotations
