@@ -46,9 +46,11 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "fedavg-ema": {},
     "fedsto": {"strategy": {"stage1_rounds": 3, "ortho": "srip_min", "lam": 1e-4}},
     "fedprox-ema": {"client": {"mu": 0.1}},
-    "fedbn-ema": {"strategy": {"name": "ssfl-fedbn"}, "client": {"name": "ssfl-fedbn"}},
 }
-"""What each changes. No warm-up has clients or a penalty, so all go on from the same state."""
+"""What each changes. No warm-up has clients or a penalty, so all go on from the same state.
+
+FedBN's gain (2 points in experiments/fedsto) is smaller than what so short a run shows.
+"""
 
 
 @dataclass
@@ -84,15 +86,13 @@ class Race:
             for _ in range(WARM_UP):
                 self.start, _ = strategy.aggregate(self.start, [])
         state, scores = self.start, []
-        states = {k: client.init_state(player.context(k)) for k in range(3)}
         for round in range(WARM_UP + 1, WARM_UP + ROUNDS + 1):
             updates: list[Update] = []
             payload = strategy.configure(state, round, range(3))
             for k in () if strategy.server_only(round) else range(3):
                 ctx = player.context(k, round)
                 given = player.data(k), player.rng(k, round), ctx
-                states[k], update = client.train(payload, states[k], *given)
-                updates.append(update)
+                updates.append(client.train(payload, None, *given)[1])
             state, _ = strategy.aggregate(state, updates)
             if round > WARM_UP + ROUNDS - LAST:
                 model.load(state.model)
