@@ -9,8 +9,9 @@
 
 What the payload holds as `fixed` is not trained, and its BatchNorm does not follow the images. A
 batch in which the teacher finds nothing is passed over. Nothing is kept between rounds. How images
-are augmented is `dataset.augment`; the teacher sees them as they are. The penalty R is
-`fedsim.maths.orthogonality`; lam is the server's.
+are augmented is `dataset.augment`, without mosaics of four; the teacher sees them as they are. The
+thresholds are fixed, not per class and round. The penalty R is `fedsim.maths.orthogonality`; lam is
+the server's.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class FedSTO(LocalSGD):
         nms_iou: float = 0.65  # overlap of two boxes of a class of which one is dropped, [0, 1]
         unsupervised_weight: float = 1.0  # of L_u, > 0
         mu: float = 0.0  # FedProx: weight of mu/2 |w - w_t|^2, >= 0
-        uploads: Literal["student", "teacher"] = "student"  # whose weights are sent
+        uploads: Literal["student", "teacher"] = "student"  # whose weights are sent and kept
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -150,9 +151,13 @@ class FedSTO(LocalSGD):
         fit.scratch["teacher"].flat.lerp_(fit.ctx.model.flat, 1 - self.config.alpha)
 
     def update(self, fit: Fit) -> Tree:
-        sender = fit.scratch["teacher"] if self.config.uploads == "teacher" else fit.ctx.model
         named = set(fit.payload["model"])
-        return {"model": sender.params().only(named.__contains__)}
+        return {"model": self.sender(fit).params().only(named.__contains__)}
+
+    def sender(self, fit: Fit) -> FlatModel:
+        """Return the model that counts as trained: the student or its teacher."""
+        teacher: FlatModel = fit.scratch["teacher"]
+        return teacher if self.config.uploads == "teacher" else fit.ctx.model
 
     def train(
         self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext

@@ -33,7 +33,7 @@ class SSFLFedBN(FedSTO):
 
     def keep(self, fit: Fit) -> Tree:
         own = set(fit.payload["first"])
-        return {"own": fit.ctx.model.params().only(own.__contains__)}
+        return {"own": self.sender(fit).params().only(own.__contains__)}
 
     def personal_model(self, payload: Tree, state: Any, ctx: ClientContext) -> Params:
         own = state.get("own", payload["first"])

@@ -32,5 +32,5 @@ class SSFLFedDyn(FedSTO):
 
     def keep(self, fit: Fit) -> Tree:
         size = len(fit.state["h"])
-        change = fit.ctx.model.params().flat[:size] - fit.payload["model"].flat[:size]
+        change = self.sender(fit).params().flat[:size] - fit.payload["model"].flat[:size]
         return {"h": fit.state["h"] - fit.payload["a"] * change}

@@ -136,6 +136,15 @@ def validation_rows(parts: Parts) -> np.ndarray:
     return np.concatenate([parts.manifest.client(c).validation for c in clients])
 
 
+def shifted_domains(parts: Parts) -> list[str]:
+    """Return the domains of which the server has no sample; none where it has none of any."""
+    column, owned = parts.dataset.train.extra.get("domain"), parts.manifest.server
+    if column is None or len(owned) == 0:
+        return []
+    known = set(np.unique(column[owned]).tolist())
+    return [name for d, name in enumerate(parts.dataset.card.domains) if d not in known]
+
+
 def shots(parts: Parts, sizes: np.ndarray) -> list[np.ndarray]:
     """Return the classes with many, medium and few samples; none where that is not asked for."""
     rule = parts.experiment.evaluation.shots

@@ -22,6 +22,7 @@ from fedsim.assembly import (
     evaluation_clients,
     scored_rows,
     server_context,
+    shifted_domains,
     shots,
     validation_rows,
 )
@@ -34,7 +35,7 @@ from fedsim.engine.jobs import Executor
 from fedsim.engine.letters import Letters
 from fedsim.engine.records import TreeRecord, tree_of
 from fedsim.errors import RunFailed
-from fedsim.evaluate import VALIDATION, Tally, named_scores, scorer_of
+from fedsim.evaluate import VALIDATION, Tally, named_scores, scorer_of, shifted
 from fedsim.maths.trees import Tree
 from fedsim.params import FlatModel, Params
 from fedsim.progress import Progress
@@ -85,6 +86,7 @@ class RoundLoop:
         self._events: list[Event] = []
         self._class_sizes = class_sizes(parts)
         self._shots = shots(parts, self._class_sizes)
+        self._shifted = shifted_domains(parts)
         self._scored_rows = scored_rows(parts)
         self._features: dict[str, float] = {}  # of the round under way
         self._scorer = scorer_of(parts.model.module)
@@ -282,13 +284,15 @@ class RoundLoop:
         scores: dict[str, float] = {}
         for kind, params in self._models().items():
             found = self._grid.score(params, self._scored_rows, round)
-            values = found.metrics() | found.by_shots(self._shots)
+            values = found.metrics()
+            values |= shifted(values, self._shifted) | found.by_shots(self._shots)
             if self.experiment.evaluation.on == "validation":
                 values |= self._balanced(found)
             scores |= named_scores(kind, values)
             if self.experiment.evaluation.on == "both":
                 other = self._grid.score(params, validation_rows(self.parts), round)
-                values = other.metrics() | self._balanced(other)
+                values = other.metrics()
+                values |= shifted(values, self._shifted) | self._balanced(other)
                 scores |= named_scores(f"{VALIDATION}{kind}", values)
             self._note_features(kind, params, found)
         if not self.experiment.evaluation.personal or not self._grid.evaluation_clients:

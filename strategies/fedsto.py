@@ -30,7 +30,8 @@ from fedsim.params import Params
 from fedsim.parts import in_backbone
 from fedsim.strategy import ServerContext, Strategy, mean_update
 
-SIDES: dict[str, Sides] = {"none": "shorter", "srip_min": "shorter", "srip_two_sided": "both"}
+Ortho = Literal["none", "srip_min", "srip_two_sided"]
+SIDES: dict[Ortho, Sides] = {"none": "shorter", "srip_min": "shorter", "srip_two_sided": "both"}
 
 
 @dataclass
@@ -50,7 +51,7 @@ class FedSTO(Strategy):
     class Config:
         warm_up_rounds: int = 50  # T0, rounds in which the server trains alone, >= 0
         stage1_rounds: int = 100  # T1, rounds in which clients train the backbone only, >= 0
-        ortho: Literal["none", "srip_min", "srip_two_sided"] = "srip_min"  # R of stage 2
+        ortho: Ortho = "srip_min"  # R of stage 2
         lam: float = 1e-4  # weight of R, >= 0
         penalised: Literal["non-backbone", "all"] = "non-backbone"  # whose filters R is of
         epochs: int = 1  # the server's a round, >= 1

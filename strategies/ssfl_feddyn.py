@@ -21,7 +21,7 @@ from fedsim.errors import check
 from fedsim.params import Params
 from fedsim.strategy import ServerContext
 from strategies import fedsto
-from strategies.fedsto import FedSTO
+from strategies.fedsto import FedSTO, Ortho
 
 
 @dataclass
@@ -39,7 +39,7 @@ class SSFLFedDyn(FedSTO):
     @dataclass(frozen=True)
     class Config(FedSTO.Config):
         stage1_rounds: int = 0  # must be 0: h is of the whole model
-        ortho: Any = "none"  # as in fedsto
+        ortho: Ortho = "none"  # as in fedsto
         a: float = 0.1  # weight of the regulariser, > 0
 
         def __post_init__(self) -> None:

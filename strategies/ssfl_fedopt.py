@@ -23,7 +23,7 @@ from fedsim.errors import check
 from fedsim.params import Params
 from fedsim.strategy import ServerContext
 from strategies import fedsto
-from strategies.fedsto import FedSTO
+from strategies.fedsto import FedSTO, Ortho
 
 
 @dataclass
@@ -40,7 +40,7 @@ class SSFLFedOpt(FedSTO):
     @dataclass(frozen=True)
     class Config(FedSTO.Config):
         stage1_rounds: int = 0  # must be 0: the moments are of the whole model
-        ortho: Any = "none"  # as in fedsto
+        ortho: Ortho = "none"  # as in fedsto
         optimizer: Literal["adam", "yogi", "adagrad"] = "adam"
         eta: float = 0.01  # server step, > 0
         beta_1: float = 0.9  # [0, 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedsim.assembly import Parts, shifted_domains
 from fedsim.data.dataset import Card, Dataset, Split
 from fedsim.data.views import View
-from fedsim.evaluate import score, scorer_of
+from fedsim.evaluate import score, scorer_of, shifted
 from fedsim.evaluate.detection import DETECTION, Boxes, Detection, Found
 from fedsim.models.detector import Detections, detector
 from fedsim.report.text import is_share, number
@@ -56,6 +59,7 @@ class Says(nn.Module):
         rows = slice(self.at, self.at + len(x))
         self.at = rows.stop
         boxes, labels, scores = (t[rows] for t in self.found)
+        labels = torch.where(scores >= least_score, labels, -1)
         return Detections(boxes, labels, scores, scores)
 
 
@@ -76,6 +80,12 @@ def test_nothing_found_is_zero() -> None:
     found = scores(labels=np.full((4, 2), -1))
     assert len(found) == 8
     assert set(found.values()) == {0.0}
+
+
+def test_what_is_hardly_believed_counts_from_a_hundredth_on() -> None:
+    for sure, expected in ((0.05, 1.0), (0.011, 1.0), (0.009, 0.0)):
+        found = scores(sure=np.full(LABELS.shape, sure))
+        assert list(found.values()) == pytest.approx([expected] * 8)
 
 
 def test_a_duplicate_is_a_false_positive() -> None:
@@ -169,3 +179,43 @@ def test_the_picture_has_a_row_for_each_domain() -> None:
     # The white outlines are the true boxes: two on the first image, one on the second, two, none.
     white = [sum(p.get_edgecolor()[:3] == (1, 1, 1) for p in ax.patches) for ax in figure.axes]
     assert white == [2, 1, 2, 0]
+
+
+def test_the_pictures_legend_says_what_is_true_beside_the_images() -> None:
+    data = Dataset("boxes", split(), split(), CARD)
+    figure = DETECTION.picture(detector((3, 32, 32), 2, width=8), data)
+    assert figure is not None
+    figure.savefig(io.BytesIO())
+    (legend,) = figure.legends
+    told = {t.get_text(): p for t, p in zip(legend.texts, legend.get_patches(), strict=True)}
+    assert told["true boxes"].get_edgecolor()[:3] == (1, 1, 1)
+    assert "found: a colour a class, score" in told
+    place = legend.get_window_extent()
+    assert sum(legend.get_frame().get_facecolor()[:3]) < 1  # white is seen on it
+    assert not any(place.overlaps(ax.get_tightbbox()) for ax in figure.axes)
+    assert figure.bbox.x0 <= place.x0 < place.x1 <= figure.bbox.x1
+
+
+def test_shifted_is_the_mean_over_some_domains() -> None:
+    values = {"mAP50": 0.9, "mAP50/clear": 0.8, "mAP50/fog": 0.2, "mAP50/snow": 0.5}
+    values |= {"mAP/fog": 0.1, "mAP50_total": 0.5}
+    found = shifted(values, ["fog", "snow", "night"])
+    assert found == {"mAP50_shifted": pytest.approx(0.35), "mAP_shifted": 0.1}
+    assert shifted(values, []) == {}
+    assert shifted({"accuracy": 1.0, "loss": 0.1}, ["fog"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"),
+    [([0, 1], ["snow"]), ([3], ["fog"]), ([1, 2], []), ([], [])],  # the images' domains: 0 0 1 1
+)
+def test_the_shifted_domains_are_those_of_which_the_server_has_none(
+    server: list[int], expected: list[str]
+) -> None:
+    data = Dataset("boxes", split(), split(), CARD)
+    owned: Any = SimpleNamespace(server=np.array(server, np.int32))
+    nothing: Any = None
+    assert shifted_domains(Parts(nothing, data, owned, None, None, nothing)) == expected
+    plain = Split(split().x, split().y, {})
+    data = Dataset("plain", plain, plain, replace(CARD, kind="image", domains=()))
+    assert shifted_domains(Parts(nothing, data, owned, None, None, nothing)) == []

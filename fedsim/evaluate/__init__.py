@@ -10,7 +10,7 @@ from fedsim.evaluate.classification import (
     head_scores,
     shot_groups,
 )
-from fedsim.evaluate.scorer import Scorer, Tally, named_scores, score, scorer_of
+from fedsim.evaluate.scorer import Scorer, Tally, named_scores, score, scorer_of, shifted
 
 VALIDATION = "validation/"
 """What the names of values on validation samples begin with, beside those on test samples."""
@@ -29,5 +29,6 @@ __all__ = [
     "named_scores",
     "score",
     "scorer_of",
+    "shifted",
     "shot_groups",
 ]

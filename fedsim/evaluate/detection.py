@@ -1,7 +1,8 @@
 """Scoring detectors: mean average precision, over all test images and over those of each domain.
 
 The metrics are COCO's, computed by `faster-coco-eval`: `mAP` is the mean over the IoU thresholds
-0.5, 0.55, ... 0.95, `mAP50` that at 0.5. `mAP50_total` is the mean of the domains' `mAP50`.
+0.5, 0.55, ... 0.95, `mAP50` that at 0.5. `mAP50_total` is the mean of the domains' `mAP50`. Where
+the server has samples the round loop adds `mAP50_shifted`, that of the domains it has none of.
 """
 
 from __future__ import annotations

@@ -97,6 +97,19 @@ def score(module: nn.Module, view: View, batch_size: int = 512) -> dict[str, flo
     return scorer_of(module).tally(module, view, len(view.card.classes), batch_size).metrics()
 
 
+def shifted(values: Mapping[str, float], domains: Sequence[str]) -> dict[str, float]:
+    """Return ``<metric>_shifted`` of values by domain: their mean over some domains.
+
+    Values by domain are named ``<metric>/<domain>``; a domain without one does not count.
+    """
+    found: dict[str, list[float]] = {}
+    for name, value in values.items():
+        metric, _, domain = name.partition("/")
+        if domain in domains:
+            found.setdefault(metric, []).append(value)
+    return {f"{metric}_shifted": float(np.mean(some)) for metric, some in found.items()}
+
+
 def named_scores(model: str, scores: Mapping[str, float]) -> dict[str, float]:
     """Return scores under the name of a model: ``personal`` makes ``personal/accuracy``."""
     return {f"{model}/{name}": value for name, value in scores.items()}

@@ -1,4 +1,4 @@
-"""FedSTO: what is trained, sent and averaged in each stage, the teacher, its boxes, the server."""
+"""FedSTO: what is trained, sent and averaged in each stage, the teacher and its boxes."""
 
 from __future__ import annotations
 
@@ -11,66 +11,18 @@ import torch
 from torch import Tensor
 
 import fedsim
-from fedsim import components
 from fedsim.client import Update
 from fedsim.data.augment import Augmentation
 from fedsim.data.views import HiddenData, View
-from fedsim.errors import InputError
 from fedsim.local_sgd import Fit
 from fedsim.maths.orthogonality import Orthogonality
 from fedsim.maths.pseudo_boxes import pseudo_targets
 from fedsim.models.detector import Detections
-from fedsim.params import FlatModel, Params
+from fedsim.params import Params
 from fedsim.parts import in_backbone
-from fedsim.strategy import ServerContext
-from strategies.fedsto import FedSTO
-from tests.runs import SCENES, events, model_bits, prepared, tiny
-from tests.strategies.played import Player, assert_weights, changed
-
-LOW = {"tau_low": 0.01, "tau_high": 0.03}
-"""Thresholds between which an untrained detector's scores lie."""
-
-
-def in_rest(name: str) -> bool:
-    return not in_backbone(name)
-
-
-class Scene:
-    """The strategy and a client, played by hand in a stage."""
-
-    def __init__(
-        self, stage: int = 2, strategy: dict[str, Any] | None = None, **client: Any
-    ) -> None:
-        options = {"warm_up_rounds": 1, "stage1_rounds": 1, "batch_size": 8, **(strategy or {})}
-        section = {"name": "fedsto", **options}
-        given = {"epochs": 1, "batch_size": 2, "lr": 0.05, **LOW, **client}
-        self.player = Player(**SCENES, strategy=section, client={"name": "fedsto", **given})
-        worker, manifest = self.player.worker, self.player.manifest
-        self.server = View(worker.dataset.train, manifest.server, worker.dataset.card)
-        model = FlatModel(copy.deepcopy(worker.model.module))
-        self.context = ServerContext(0, 9, 8, 8, 2, model, worker.dataset, self.server)
-        self.strategy: Any = components.build_strategy(self.player.experiment)
-        self.strategy.bind(changed(self.player.initial, 0.01), self.context)
-        self.round = stage + 1
-        self.w: Params = self.strategy.state.model
-        self.payload = self.strategy.configure(self.strategy.state, self.round, range(8))
-
-    def train(self, client: int = 0) -> Update:
-        context = self.player.context(client, self.round)
-        method, data = self.player.client, self.player.data(client)
-        rng = self.player.rng(client, self.round)
-        state, update = method.train(self.payload, None, data, rng, context)
-        assert state is None
-        return update
-
-    def resident(self) -> Params:
-        """Return what the client's model holds after training."""
-        return self.player.worker.model.params()
-
-
-def moved(before: Params, after: Params) -> set[str]:
-    return {name for name in after if not before[name].equal(after[name])}
-
+from tests.runs import events, model_bits
+from tests.strategies.fedsto_scenes import Scene, in_rest, moved, sections
+from tests.strategies.played import assert_weights, changed
 
 # Stage 1
 
@@ -109,23 +61,6 @@ def test_the_backbones_are_averaged_by_samples_and_the_rest_stays_the_servers() 
         updates = [Update({"model": first}, weight) for weight in alike]
         found = scene.strategy.join(scene.strategy.state, updates).model
         torch.testing.assert_close(backbone(found).flat, first.flat)
-
-
-def sections(**options: Any) -> dict[str, Any]:
-    """Return an experiment of four rounds: one of warm-up, one of stage 1, two of stage 2."""
-    strategy = {
-        "warm_up_rounds": 1,
-        "stage1_rounds": 1,
-        "batch_size": 8,
-        **options.pop("strategy", {}),
-    }
-    client = {"epochs": 1, "batch_size": 4, "lr": 0.02, **LOW, **options.pop("client", {})}
-    return tiny(
-        **{
-            **copy.deepcopy(SCENES), "rounds": 4, "strategy": {"name": "fedsto", **strategy},
-            "client": {"name": "fedsto", **client}, **options,
-        }
-    )  # fmt: skip
 
 
 def test_recorded_bytes_are_those_of_backbone_and_model(tmp_path: Path) -> None:
@@ -371,6 +306,20 @@ def test_clients_read_no_label() -> None:
     assert scene.train().weight == len(view)
 
 
+def test_the_loss_is_weighed() -> None:
+    """A step with the weight 3 is one with three times the rate."""
+    options: dict[str, Any] = {"steps": 1, "momentum": 0.0, "weight_decay": 0.0}
+    heavy = Scene(2, {"lam": 0.0}, unsupervised_weight=3.0, lr=0.05, **options).train()
+    fast = Scene(2, {"lam": 0.0}, unsupervised_weight=1.0, lr=0.15, **options).train()
+    plain = Scene(2, {"lam": 0.0}, unsupervised_weight=1.0, lr=0.05, **options).train()
+    assert heavy.metrics["train_loss"] == pytest.approx(3 * plain.metrics["train_loss"], rel=1e-5)
+    w = Scene(2).w.flat
+    steps = [(update.tensors["model"].flat - w) for update in (heavy, fast, plain)]
+    size = Scene(2).w.layout.parameter_size
+    torch.testing.assert_close(steps[0][:size], steps[1][:size], rtol=1e-3, atol=1e-7)
+    assert float(steps[0][:size].norm()) > 2.9 * float(steps[2][:size].norm()) > 0
+
+
 def test_the_proximal_term_pulls_to_the_broadcast_model() -> None:
     """The second step's gradient differs by mu times the first step."""
     plain = Scene(2, steps=1).train().tensors["model"]
@@ -381,102 +330,3 @@ def test_the_proximal_term_pulls_to_the_broadcast_model() -> None:
     size = w.layout.parameter_size
     distances = [float((p.flat - w.flat)[:size].norm()) for p in (far, near)]
     assert distances[1] < 0.8 * distances[0]
-
-
-# The server
-
-
-def test_the_server_trains_all_parameters_on_its_labels() -> None:
-    scene = Scene(0)
-    state, metrics = scene.strategy.aggregate(scene.strategy.state, [])
-    assert state.round == 1
-    assert len(moved(scene.w, state.model)) > 0.95 * len(scene.w)
-    module: Any = scene.player.module(scene.w)
-    rate = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.937, weight_decay=5e-4)
-    rng = scene.context.generator("fedsto/server", 1)
-    losses = []
-    for order in scene.server.index_batches(8, rng):
-        boxes, labels = (scene.server.column(c, order) for c in ("boxes", "box_labels"))
-        rate.zero_grad()
-        loss = module.loss(module(scene.server.inputs(order)), boxes, labels)
-        loss.backward()
-        rate.step()
-        losses.append(float(loss.detach()) * len(order))
-    assert len(losses) == 3
-    assert_weights(state.model, module, 1e-5)
-    assert metrics == {"server_loss": pytest.approx(sum(losses) / 24, rel=1e-5)}
-
-
-def test_the_server_adds_the_penalty_in_stage_2() -> None:
-    found = {}
-    for stage, lam in ((2, 0.0), (2, 10.0), (1, 0.0), (1, 10.0)):
-        scene = Scene(stage, {"lam": lam, "steps": 1, "momentum": 0.0, "weight_decay": 0.0})
-        scene.strategy.state.round = scene.round - 1
-        state, metrics = scene.strategy.aggregate(scene.strategy.state, [])
-        found[stage, lam] = state.model
-        assert ("ortho" in metrics) == (stage == 2 and lam > 0)
-    assert not moved(found[1, 0.0], found[1, 10.0])
-    parameters = scene.w.layout.names[: scene.w.layout.num_parameters]
-    filters = {n for n in parameters if in_rest(n) and scene.w[n].ndim > 1}
-    assert moved(found[2, 0.0], found[2, 10.0]) == filters
-
-
-def test_stages_follow_each_other() -> None:
-    strategy = FedSTO(FedSTO.Config(warm_up_rounds=2, stage1_rounds=3))
-    assert [strategy.stage(t) for t in range(1, 8)] == [0, 0, 1, 1, 1, 2, 2]
-    assert [strategy.server_only(t) for t in range(1, 5)] == [True, True, False, False]
-    assert FedSTO(FedSTO.Config(warm_up_rounds=0, stage1_rounds=0)).stage(1) == 2
-
-
-def test_a_server_alone_is_warm_up_all_along(tmp_path: Path) -> None:
-    run = fedsim.run(sections(strategy={"warm_up_rounds": 9}), out=tmp_path)
-    assert run.client_values("train", "weight").empty
-    assert run.final["train/bytes_up"] == 0
-    picture = run.path / "pictures" / "generic.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_metrics_of_a_run(tmp_path: Path) -> None:
-    run = fedsim.run(sections(), out=tmp_path)
-    domains = ("clear", "fog", "snow")
-    expected = {f"test/generic/mAP50/{d}" for d in domains} | {"test/generic/mAP50_total"}
-    assert expected <= set(run.final)
-    mean = sum(run.final[f"test/generic/mAP50/{d}"] for d in domains) / 3
-    assert run.final["test/generic/mAP50_total"] == pytest.approx(mean)
-    own = run.client_values("test", "generic/mAP50")
-    assert {2, 3} <= set(own["round"])  # in stage 1 too, where the payload's model is a part
-    rows = run.client_values("train", "pseudo_recall")
-    assert set(rows["round"]) == {2, 3, 4}
-    assert rows["value"].between(0, 1).all()
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"model": {"name": "cnn", "channels": [4], "kernel": 3, "hidden": 8}}, "backbone"),
-        ({"partition": {"name": "iid", "clients": 8}}, "labelled samples to the server"),
-        (
-            {
-                "dataset": {"name": "emoji", "vendors": ["noto"]},
-                "partition": {"name": "server-labelled", "clients": 8, "server_share": 0.5},
-            },
-            "needs a detection set",
-        ),
-        ({"strategy": {"name": "fedsto", "lam": -1.0}}, "lam must be >= 0"),
-        ({"strategy": {"name": "fedsto", "stage1_rounds": -1}}, "stage1_rounds"),
-        ({"strategy": {"name": "fedsto", "lr": 0.0}}, "lr must be > 0"),
-        ({"strategy": {"name": "fedsto", "ortho": "srip"}}, "ortho"),
-        ({"client": {"name": "fedsto", "alpha": 1.5}}, "alpha"),
-        ({"client": {"name": "fedsto", "tau_low": 0.7}}, "tau_high must be >= tau_low"),
-        ({"client": {"name": "fedsto", "unsupervised_weight": 0.0}}, "unsupervised_weight"),
-        ({"client": {"name": "local-sgd"}, "strategy": {"name": "fedsto"}}, ""),
-    ],
-)
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
-    tree = {**sections(rounds=1), **changes}
-    if named == "":
-        assert prepared(**tree)  # supervised clients under the same schedule
-        return
-    with pytest.raises(InputError, match=named):
-        fedsim.run(tree, out=tmp_path)
-    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from fedsim.data.views import View
 from fedsim.evaluate.detection import DETECTION
 from fedsim.params import FlatModel
 from fedsim.strategy import ServerContext
+from tests.runs import prepared
 from tests.strategies.played import Player
 
 SCENES: dict[str, Any] = {
@@ -34,11 +35,22 @@ SCENES: dict[str, Any] = {
         "lr": 0.05, "lr_decay": 0.95, "momentum": 0.9, "batch_size": 16,
     },
     "client": {
-        "name": "fedsto", "batch_size": 16, "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4,
-        "alpha": 0.99, "tau_high": 0.4, "lr_decay": 0.95,
+        "name": "fedsto", "steps": 10, "batch_size": 16, "lr": 0.02, "lr_decay": 0.95,
+        "momentum": 0.9, "weight_decay": 5e-4, "alpha": 0.99, "tau_high": 0.4,
     },
 }  # fmt: skip
 WARM_UP, ROUNDS, LAST = 12, 9, 3
+ALONE = "server-only"
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    ALONE: {"strategy": {"warm_up_rounds": WARM_UP + ROUNDS}},
+    "fedavg-ema": {},
+    "fedsto": {"strategy": {"stage1_rounds": 3, "ortho": "srip_min", "lam": 1e-4}},
+    "fedprox-ema": {"client": {"mu": 0.1}},
+}
+"""What each changes. No warm-up has clients or a penalty, so all go on from the same state.
+
+FedBN's gain (2 points in experiments/fedsto) is smaller than what so short a run shows.
+"""
 
 
 @dataclass
@@ -49,32 +61,38 @@ class Course:
     shifted: float
 
 
-def courses(seed: int) -> tuple[Course, Course]:
-    """Return how the server does alone, and with its clients, from one warm-up on.
+class Race:
+    """The methods from one warm-up on; the server makes the same steps in all of them."""
 
-    The server makes the same steps in both.
-    """
-    player = Player(**copy.deepcopy(SCENES), seed=seed)
-    worker, manifest = player.worker, player.manifest
-    data, augment = worker.dataset, components.build_augment(player.experiment)
-    strategy: Any = components.build_strategy(player.experiment)
-    model = FlatModel(copy.deepcopy(worker.model.module))
-    server = View(data.train, manifest.server, data.card, augment=augment)
-    context = ServerContext(seed, 21, 3, 3, data.num_classes, model, data, server)
-    strategy.bind(player.initial, context)
-    start = strategy.state
-    for _ in range(WARM_UP):
-        start, _ = strategy.aggregate(start, [])
-    found = []
-    for together in (False, True):
-        state, scores = start, []
+    def __init__(self, seed: int) -> None:
+        self.seed, self.player = seed, Player(**copy.deepcopy(SCENES), seed=seed)
+        self.start: Any = None
+
+    def course(self, method: str) -> Course:
+        player, data = self.player, self.player.worker.dataset
+        tree = copy.deepcopy(SCENES)
+        for section, changes in METHODS[method].items():
+            tree[section] |= changes
+        experiment = prepared(**tree, seed=self.seed)
+        strategy: Any = components.build_strategy(experiment)
+        client: Any = components.build_client(experiment)
+        model = FlatModel(copy.deepcopy(player.worker.model.module))
+        augment = components.build_augment(experiment)
+        server = View(data.train, player.manifest.server, data.card, augment=augment)
+        context = ServerContext(self.seed, 21, 3, 3, data.num_classes, model, data, server)
+        strategy.bind(player.initial, context)
+        if self.start is None:
+            self.start = strategy.state
+            for _ in range(WARM_UP):
+                self.start, _ = strategy.aggregate(self.start, [])
+        state, scores = self.start, []
         for round in range(WARM_UP + 1, WARM_UP + ROUNDS + 1):
             updates: list[Update] = []
             payload = strategy.configure(state, round, range(3))
-            for client in range(3) if together else ():
-                ctx = player.context(client, round)
-                given = player.data(client), player.rng(client, round), ctx
-                updates.append(player.client.train(payload, None, *given)[1])
+            for k in () if strategy.server_only(round) else range(3):
+                ctx = player.context(k, round)
+                given = player.data(k), player.rng(k, round), ctx
+                updates.append(client.train(payload, None, *given)[1])
             state, _ = strategy.aggregate(state, updates)
             if round > WARM_UP + ROUNDS - LAST:
                 model.load(state.model)
@@ -82,19 +100,25 @@ def courses(seed: int) -> tuple[Course, Course]:
                 values = DETECTION.tally(model.module, view, data.num_classes).metrics()
                 scores.append([values[f"mAP50/{d}"] for d in data.card.domains])
         clear, *shifted = np.mean(scores, axis=0)
-        found.append(Course(float(clear), float(np.mean(shifted))))
-    return found[0], found[1]
+        return Course(float(clear), float(np.mean(shifted)))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_clients_without_labels_help_on_their_own_weathers() -> None:
-    """Over three seeds, against a server that makes the same steps alone."""
-    pairs = [courses(seed) for seed in (0, 1, 2)]
-    for alone, _ in pairs:  # the shift is there, else there is nothing to win
-        assert alone.shifted < alone.clear - 0.1, pairs
-    gains = [b.shifted - a.shifted for a, b in pairs]
-    assert float(np.mean(gains)) > 0.01, pairs
-    assert sum(gain > 0 for gain in gains) >= 2, pairs
-    kept = [b.clear - a.clear for a, b in pairs]
-    assert float(np.mean(kept)) > -0.08, pairs
+    """Over three seeds, each method against a server that makes the same steps alone."""
+    found: dict[str, list[Course]] = {method: [] for method in METHODS}
+    for seed in (0, 1, 2):
+        race = Race(seed)
+        for method, courses in found.items():
+            courses.append(race.course(method))
+    alone = found.pop(ALONE)
+    for course in alone:  # the shift is there, else there is nothing to win
+        assert course.shifted < course.clear - 0.1, alone
+    for method, courses in found.items():
+        told = method, courses, alone
+        gains = [ours.shifted - theirs.shifted for ours, theirs in zip(courses, alone, strict=True)]
+        assert float(np.mean(gains)) > 0.01, told
+        assert sum(gain > 0 for gain in gains) >= 2, told
+        kept = [ours.clear - theirs.clear for ours, theirs in zip(courses, alone, strict=True)]
+        assert float(np.mean(kept)) > -0.08, told

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from fedsim import components
+from fedsim import cli, components
 from fedsim.client import Update
 from fedsim.errors import InputError
 from fedsim.params import FlatModel, Layout, Params
@@ -17,7 +19,7 @@ from fedsim.parts import batch_norm, in_backbone
 from fedsim.strategy import ServerContext
 from strategies.ssfl_feddyn import SSFLFedDyn
 from strategies.ssfl_fedopt import SSFLFedOpt
-from tests.runs import SCENES
+from tests.runs import SCENES, tiny
 from tests.strategies.played import Player, changed
 
 LAYOUT = Layout(("w", "b", "running"), ((1,), (1,), (1,)), 2, ("count",))
@@ -89,6 +91,21 @@ def test_they_have_no_stage_1(cls: Any) -> None:
     assert cls.Config().ortho == "none"
 
 
+@pytest.mark.parametrize("name", ["ssfl-feddyn", "ssfl-fedopt"])
+def test_a_wrong_penalty_is_refused_before_any_work(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = tiny(**SCENES, strategy={"name": name, "ortho": "sripmin"}, client={"name": "fedsto"})
+    experiment = tmp_path / "wrong.yaml"
+    experiment.write_text(yaml.safe_dump(tree))
+    assert cli.main(["run", str(experiment), "--out", str(tmp_path / "runs")]) == 2
+    told = capsys.readouterr().err
+    assert "strategy.ortho" in told
+    assert "sripmin" in told
+    assert "srip_min" in told
+    assert not (tmp_path / "runs").exists()
+
+
 class Scene:
     """A strategy with its client in the second stage."""
 
@@ -125,6 +142,33 @@ def test_feddyns_client_steps_along_the_tilted_gradient() -> None:
     torch.testing.assert_close(tilted - without, 0.05 * h, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(state["h"], h - 0.3 * (tilted - plain.w.flat[:size]))
     torch.testing.assert_close(zero["h"], -0.3 * (without - plain.w.flat[:size]))
+
+
+def test_feddyns_drift_is_that_of_the_model_it_sends() -> None:
+    """The teacher after one step, 3/4 w_t + 1/4 w_k, has gone a quarter of the way."""
+    found = {}
+    for who in ("student", "teacher"):
+        scene = Scene("ssfl-feddyn", {"a": 0.3}, steps=1, lr=1.0, alpha=0.75, uploads=who)
+        found[who] = scene.train()
+        state, update = found[who]
+        size = len(state["h"])
+        away = update.tensors["model"].flat[:size] - scene.w.flat[:size]
+        torch.testing.assert_close(state["h"], -0.3 * away)
+    quarter = found["student"][0]["h"] / 4
+    torch.testing.assert_close(found["teacher"][0]["h"], quarter, rtol=1e-3, atol=1e-6)
+    assert float(quarter.norm()) > 5e-3
+
+
+def test_fedbn_keeps_the_batch_norm_of_the_model_it_sends() -> None:
+    options: dict[str, Any] = {"steps": 1, "alpha": 0.75}
+    student, teacher = (
+        Scene("ssfl-fedbn", uploads=who, **options).train()[0]["own"]
+        for who in ("student", "teacher")
+    )
+    start = Scene("ssfl-fedbn").w
+    for name in student.layout.names:
+        expected = 0.75 * start[name] + 0.25 * student[name]
+        torch.testing.assert_close(teacher[name], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_feddyns_regulariser_pulls_to_the_broadcast_model() -> None:

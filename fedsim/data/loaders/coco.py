@@ -80,7 +80,8 @@ def read_coco(
         identity = _get(entry, "id", (int, str), where)
         check(identity not in found, f"{where}: ids of images must differ", identity)
         width, height = (_get(entry, key, (int, float), where) for key in ("width", "height"))
-        check(width >= 1 and height >= 1, f"{where}: sizes must be >= 1", (width, height))
+        right = _finite(width) and _finite(height) and min(width, height) >= 1
+        check(right, f"{where}: sizes must be >= 1 and finite", (width, height))
         name = images / _get(entry, "file_name", (str,), where)
         value = entry.get(domain)
         found[identity] = CocoImage(
@@ -229,13 +230,12 @@ def _add_box(
     category = _get(entry, "category_id", (int,), where)
     check(category in names, f"{where}: category_id must be one of {sorted(names)}", category)
     bbox = _get(entry, "bbox", (list,), where)
-    right = len(bbox) == 4 and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in bbox
-    )
+    right = len(bbox) == 4 and all(map(_finite, bbox))
     check(right, f"{where}: bbox must be four finite numbers x, y, width, height", bbox)
     image = images[image_id]
-    x1, x2 = (min(max(float(v), 0.0), image.width) for v in (bbox[0], bbox[0] + bbox[2]))
-    y1, y2 = (min(max(float(v), 0.0), image.height) for v in (bbox[1], bbox[1] + bbox[3]))
+    x, y, width, height = map(float, bbox)
+    x1, x2 = (min(max(v, 0.0), image.width) for v in (x, x + width))
+    y1, y2 = (min(max(v, 0.0), image.height) for v in (y, y + height))
     if entry.get("iscrowd"):
         left_out["crowd"] += 1
     elif names[category] not in kept:
@@ -245,6 +245,16 @@ def _add_box(
     else:
         image.boxes.append((x1, y1, x2, y2))
         image.labels.append(kept.index(names[category]))
+
+
+def _finite(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float holds."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # JSON's whole numbers have no bound
+        return False
 
 
 def _list(tree: dict[str, Any], key: str, path: Path) -> list[Any]:

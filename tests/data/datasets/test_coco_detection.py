@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,9 @@ def test_missing_files(tmp_path: Path, name: Any, advice: str) -> None:
         (tree([entry(1)], [box(1, 3, 0, 0, 5)]), "four finite numbers"),
         (tree([entry(1)], [box(1, 3, 0, 0, float("nan"), 5)]), "bbox must be four finite numbers"),
         (tree([entry(1)], [box(1, 3, 0, 0, 5, 5) | {"bbox": ["a"] * 4}]), "four finite numbers"),
+        (tree([entry(1)], [box(1, 3, 0, 0, 10**400, 5)]), r"annotations\[0\]: bbox must be four"),
+        (tree([entry(1) | {"width": 10**400}], []), r"images\[0\]: sizes must be >= 1 and finite"),
+        (tree([entry(1) | {"height": math.inf}], []), r"images\[0\]: sizes must be >= 1 and fin"),
         (
             tree([entry(1, domain="fog"), entry(2)], []),
             r"every image or none must have the key 'domain'.*got \['000000000002.png'\]",
@@ -247,6 +251,16 @@ def test_annotations_of_another_format(tmp_path: Path, train: Any, message: str)
     with pytest.raises(InputError, match=message) as caught:
         coco_detection(root=str(root), size=64)
     assert "instances_train2017.json" in str(caught.value)
+
+
+def test_boxes_as_large_as_a_float_holds_are_clipped(tmp_path: Path) -> None:
+    """The right side, 10^308 + 10^308, is more than a float holds; the image ends at 64."""
+    far = [box(1, 3, 4, 6, 10**308, 1e308), box(1, 7, 10**308, 0, 10**308, 9)]
+    root = write(tmp_path / "data", tree([entry(1)], far))
+    dataset = coco_detection(root=str(root), size=64)
+    assert dataset.train.extra["boxes"][0].tolist()[0] == [4, 6, 64, 64]
+    assert dataset.train.extra["box_labels"][0].max() == 0
+    assert "1 boxes outside" in dataset.card.description
 
 
 @pytest.mark.parametrize("content", [b"", b'{"images": [', b"\xff\xfe{}", b"<html></html>"])
