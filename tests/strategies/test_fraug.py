@@ -165,16 +165,6 @@ def test_without_augmentation_it_is_its_sharing_rule(mode: str, same: str, tmp_p
     assert mine == theirs.client_values("test", name)["value"].tolist()
 
 
-def test_bytes_are_model_and_generator(tmp_path: Path) -> None:
-    result = run(tmp_path, "fraug", "fraug", rounds=2)
-    model = sum(t.numel() * t.element_size() for t in result.arrays().values())
-    dim, noise, classes = 4 * 4 * 4, 2 * 4 * 4, 10
-    generator = (noise + classes) * dim + dim + 4 * dim + dim * dim + dim + 4 * dim
-    counters = 2 * 8  # of the generator's two BatchNorm layers
-    up = result.clients[result.clients["name"] == "bytes_up"]["value"]
-    assert set(up) == {float(model + 4 * generator + counters)}
-
-
 def test_what_is_local_stays_local() -> None:
     """RTNets differ and are never sent; what is shared is named by the payload alone."""
     scene = Scene()
