@@ -133,23 +133,37 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
+class _HiddenNorm(nn.BatchNorm1d):
+    """BatchNorm that normalises a single sample, which has no variance, as in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1 or not self.training:
+            return super().forward(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
 def cnn(
     input_shape: tuple[int, int, int],
     num_classes: int,
     *,
     channels: tuple[int, ...] = (16, 32),
     kernel: int = 5,
-    hidden: int = 64,
+    hidden: int | tuple[int, ...] = 64,
     padding: int = 0,
-    pool: Literal["each", "last"] = "each",
+    pool: Literal["each", "last"] | tuple[int, ...] = "each",
     dropout: float = 0.0,
-    norm: Literal["none", "batch"] = "none",
+    norm: Literal["none", "batch", "batch-all"] = "none",
 ) -> nn.Module:
-    """A convolutional network: convolutions, one hidden layer, a linear head.
+    """A convolutional network: convolutions, one hidden layer or several, a linear head.
 
     Every convolution is followed by ReLU and, with ``pool: each``, by 2 x 2 max-pooling; with
-    ``pool: last`` only the last one is. Dropout stands before the hidden layer and before the head;
-    with ``norm: batch`` convolutions are normalised over the batch, which may be a single sample.
+    ``pool: last`` only the last one is. A list instead has the side of each convolution's
+    max-pooling, which has stride 2 and is padded by (side - 1) // 2; 1 is none. Dropout stands
+    before the hidden layers and before the head; with ``norm: batch`` convolutions are normalised
+    over the batch, which may be a single sample, with ``norm: batch-all`` hidden layers too; there
+    a single sample is normalised by the running statistics.
 
     Raises:
         InputError: an option out of range, an image too small for the convolutions and pools, or
@@ -159,19 +173,26 @@ def cnn(
     check(len(channels) >= 1, "channels must name at least one convolution", channels)
     check(min(channels) >= 1, "channels must be >= 1", channels)
     check(kernel >= 1, "kernel must be >= 1", kernel)
-    check(hidden >= 1, "hidden must be >= 1", hidden)
+    widths = (hidden,) if isinstance(hidden, int) else hidden
+    check(len(widths) >= 1, "hidden must name at least one layer", hidden)
+    check(min(widths) >= 1, "hidden must be >= 1", hidden)
     check(padding >= 0, "padding must be >= 0", padding)
     check(0 <= dropout < 1, "dropout must be in [0, 1)", dropout)
+    sides = pool
+    if isinstance(sides, str):
+        sides = (1 if pool == "last" else 2,) * (len(channels) - 1) + (2,)
+    check(len(sides) == len(channels), f"pool must have {len(channels)} sides", pool)
+    check(min(sides) >= 1, "sides of pool must be >= 1", pool)
     depth, height, width = input_shape
     layers: list[nn.Module] = []
     convolutions: list[tuple[int, int, bool]] = []
     sample_bytes = 0
-    for i, out in enumerate(channels):
-        pooled = pool == "each" or i == len(channels) - 1
-        height, width = (side + 2 * padding - kernel + 1 for side in (height, width))
+    for i, (out, side) in enumerate(zip(channels, sides, strict=True)):
+        height, width = (size + 2 * padding - kernel + 1 for size in (height, width))
         sample_bytes = max(sample_bytes, 4 * out * height * width)
-        if pooled:
-            height, width = height // 2, width // 2
+        edge = (side - 1) // 2
+        if side > 1:
+            height, width = ((size + 2 * edge - side) // 2 + 1 for size in (height, width))
         check(
             min(height, width) >= 1,
             f"images of {input_shape[1]} x {input_shape[2]} pixels are too small for "
@@ -180,19 +201,24 @@ def cnn(
             min(height, width),
         )
         layers.append(nn.Conv2d(depth, out, kernel, padding=padding))
-        if norm == "batch":
+        if norm != "none":
             layers.append(nn.BatchNorm2d(out))
         # Max and ReLU commute, and the ReLU of a pooled map is a quarter of the work.
-        layers += [nn.MaxPool2d(2), nn.ReLU(inplace=True)] if pooled else [nn.ReLU(inplace=True)]
-        convolutions.append((depth, out, pooled))
+        layers += [nn.MaxPool2d(side, 2, edge)] if side > 1 else []
+        layers.append(nn.ReLU(inplace=True))
+        convolutions.append((depth, out, side > 1))
         depth = out
     layers.append(nn.Flatten())
     features = num_features(nn.Sequential(*layers), input_shape)
-    if dropout or norm == "batch":
+    if not dropout and norm == "none" and len(widths) == 1 and max(sides) <= 2:
+        body = nn.Sequential(*layers, nn.Linear(features, widths[0]), nn.ReLU())
+        sizes = (features, widths[0], num_classes)
+        return _Batchable(body, convolutions, kernel, padding, sizes, sample_bytes)
+    for hidden_width in widths:
         layers += [nn.Dropout(dropout)] if dropout else []
-        layers += [nn.Linear(features, hidden), nn.ReLU()]
-        layers += [nn.Dropout(dropout)] if dropout else []
-        return BodyHead(nn.Sequential(*layers), hidden, num_classes)
-    body = nn.Sequential(*layers, nn.Linear(features, hidden), nn.ReLU())
-    widths = (features, hidden, num_classes)
-    return _Batchable(body, convolutions, kernel, padding, widths, sample_bytes)
+        layers.append(nn.Linear(features, hidden_width))
+        layers += [_HiddenNorm(hidden_width)] if norm == "batch-all" else []
+        layers.append(nn.ReLU())
+        features = hidden_width
+    layers += [nn.Dropout(dropout)] if dropout else []
+    return BodyHead(nn.Sequential(*layers), features, num_classes)

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -31,6 +32,67 @@ def test_padding_keeps_the_size_that_pools_then_halve() -> None:
     # 8x8 -> 4x4 -> 2x2: 16*9+16 + 32*16*9+32 + 64*(32*4)+64 + 10*64+10
     model = cnn((1, 8, 8), 10, kernel=3, padding=1)
     assert count(model) == 160 + 4640 + 8256 + 650
+
+
+def test_fraugs_network_for_digits_by_hand() -> None:
+    """Pools of side 3 halve 32 x 32 to 8 x 8; BatchNorm everywhere has a scale and a shift."""
+    model = cnn(
+        (3, 32, 32), 10, channels=(64, 64, 128), kernel=5, padding=2, pool=(3, 3, 1),
+        hidden=(2048, 512), norm="batch-all",
+    ).eval()  # fmt: skip
+    convolutions = 64 * 75 + 64 + 64 * 1600 + 64 + 128 * 1600 + 128
+    linear = 2048 * 8192 + 2048 + 512 * 2048 + 512 + 10 * 512 + 10
+    norms = 2 * (64 + 64 + 128 + 2048 + 512)
+    assert count(model) == convolutions + linear + norms == 18_151_370
+    shapes = []
+    x = torch.randn(2, 3, 32, 32)
+    for layer in model.get_submodule("body").children():
+        x = layer(x)
+        if isinstance(layer, nn.MaxPool2d | nn.Flatten | nn.ReLU):
+            shapes.append(tuple(x.shape[1:]))
+    first, second, third = (64, 16, 16), (64, 8, 8), (128, 8, 8)
+    assert shapes == [first, first, second, second, third, (8192,), (2048,), (512,)]
+
+
+def test_sides_of_pools_are_those_of_their_names() -> None:
+    """The same network, bit for bit, which also trains several clients in one kernel."""
+    for name, sides in (("each", (2, 2)), ("last", (1, 2))):
+        torch.manual_seed(0)
+        named = cnn(FASHION, 10, pool=name, kernel=3)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        listed = cnn(FASHION, 10, pool=sides, kernel=3, hidden=(64,))
+        x = torch.randn(2, 1, 28, 28)
+        assert named(x).equal(listed(x))
+        assert type(named) is type(listed)
+        assert hasattr(listed, "batched_gradients")
+
+
+def test_a_pool_of_side_three_reaches_over_the_edge() -> None:
+    torch.manual_seed(0)
+    model = cnn((1, 5, 5), 3, channels=(2,), kernel=1, pool=(3,), hidden=(6, 4)).eval()
+    first, *linear = (m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    x = torch.randn(4, 1, 5, 5)
+    z = F.pad(first(x), (1, 1, 1, 1), value=-math.inf)
+    z = z.unfold(2, 3, 2).unfold(3, 3, 2).amax((4, 5)).relu().flatten(1)
+    assert z.shape == (4, 2 * 3 * 3)
+    expected = linear[2](F.relu(linear[1](F.relu(linear[0](z)))))
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_one_sample_is_normalised_by_the_running_statistics() -> None:
+    """In hidden layers, where it has no variance; the statistics stay."""
+    torch.manual_seed(0)
+    body = cnn((1, 4, 4), 3, channels=(2,), kernel=1, hidden=(6,), norm="batch-all").body
+    *_, norm, _relu = body.children()  # type: ignore[operator]
+    h = torch.randn(5, 6)
+    norm(h)  # the mean moves a tenth of the way from 0
+    before = norm.running_mean.clone()
+    torch.testing.assert_close(before, 0.1 * h.mean(0))
+    variance = 0.9 + 0.1 * h.var(0)
+    torch.testing.assert_close(norm(h[:1]), (h[:1] - before) / (variance + 1e-5).sqrt())
+    assert norm.running_mean.equal(before)
+    assert int(norm.num_batches_tracked) == 1
+    torch.testing.assert_close(norm(h).mean(0), torch.zeros(6))
 
 
 def test_pooling_before_relu_equals_relu_before_pooling() -> None:
@@ -129,6 +191,10 @@ def test_batched_gradients_are_those_of_autograd(
         ({"channels": (4, 0)}, "channels"),
         ({"kernel": 0}, "kernel"),
         ({"hidden": 0}, "hidden"),
+        ({"hidden": (8, 0)}, "hidden"),
+        ({"hidden": ()}, "hidden"),
+        ({"pool": (2,)}, "pool must have 2 sides"),
+        ({"pool": (2, 0)}, "sides of pool"),
         ({"padding": -1}, "padding"),
         ({"dropout": 1.0}, "dropout"),
     ],
