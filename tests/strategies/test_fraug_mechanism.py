@@ -63,7 +63,7 @@ def after_training(lam_r: float) -> list[Features]:
     for client in CLIENTS:
         context = player.context(client, ROUNDS + 1)
         personal = player.client.personal_model(payload, states[client], context)
-        module: Any = player.module(personal).eval()
+        module: Any = player.module(personal).eval().requires_grad_(False)
         dim = module.head.in_features
         g, r = (build(dim, dim // 2, 10) for build in (generator_network, transformation_network))
         for network, params in ((g, payload["generator"]), (r, states[client]["rtnet"])):
