@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedsim.errors import InputError
 
 
 def in_body(name: str) -> bool:
@@ -36,6 +38,15 @@ def batch_norm(module: nn.Module, *, statistics_only: bool = False) -> Callable[
                 tensors |= dict(layer.named_parameters(recurse=False))
             names |= {f"{prefix}.{name}" if prefix else name for name in tensors}
     return names.__contains__
+
+
+def check_batch_norm(names: Iterable[str], own: Callable[[str], bool], method: str) -> None:
+    """Raise `InputError` if no name passes `own`, BatchNorm's test; `method` needs some to."""
+    if not any(map(own, names)):
+        raise InputError(
+            f"{method} needs a model with BatchNorm, such as {{name: resnet}} or "
+            "{name: cnn, norm: batch}; this one has none"
+        )
 
 
 def under(layers: Sequence[str]) -> Callable[[str], bool]:

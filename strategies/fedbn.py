@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedsim.errors import InputError
 from fedsim.params import Params
-from fedsim.parts import batch_norm
+from fedsim.parts import batch_norm, check_batch_norm
 from fedsim.strategy import ServerContext
 from strategies.fedavg import FedAvg, State
 
@@ -24,11 +23,7 @@ class FedBN(FedAvg):
         return batch_norm(ctx.model.module)
 
     def check(self, params: Params, ctx: ServerContext) -> None:
-        if not any(map(self.local(ctx), params)):
-            raise InputError(
-                f"strategy {type(self).__name__.lower()!r} needs a model with BatchNorm, such as "
-                "{name: resnet} or {name: cnn, norm: batch}; this one has none"
-            )
+        check_batch_norm(params, self.local(ctx), f"strategy {type(self).__name__.lower()!r}")
 
     def init(self, params: Params, ctx: ServerContext) -> State:
         local = self.local(ctx)

@@ -22,7 +22,7 @@ from fedsim.errors import check
 from fedsim.maths.conditional import generator_network, initial_weights
 from fedsim.maths.heads import WEIGHT, check_head
 from fedsim.params import Params
-from fedsim.parts import batch_norm
+from fedsim.parts import batch_norm, check_batch_norm
 from fedsim.strategy import ServerContext, Strategy, mean_update
 
 
@@ -42,7 +42,7 @@ class FRAug(Strategy):
     @dataclass(frozen=True)
     class Config:
         # What of BatchNorm stays with the clients: its statistics as in the authors' code (SiloBN),
-        # all of it as in the paper's words (FedBN), or nothing.
+        # all of it as in the paper's words (FedBN), or nothing. Only fedbn demands some.
         bn_mode: Literal["stats_local", "fedbn", "shared"] = "stats_local"
         generator_bn: Literal["shared", "local"] = "shared"  # the generator's own BatchNorm
         z_dim: int | None = None  # length of the noise, >= 1; half the features if null
@@ -56,6 +56,8 @@ class FRAug(Strategy):
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         check_head(params, ctx.num_classes, "fraug")
+        if self.config.bn_mode == "fedbn":
+            check_batch_norm(params, self._local(ctx), "strategy 'fraug' with bn_mode 'fedbn'")
 
     def init(self, params: Params, ctx: ServerContext) -> State:
         self.check(params, ctx)

@@ -151,6 +151,20 @@ def test_without_batch_norm_it_is_refused(strategy: str, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_the_fedbn_mode_of_fraug_is_refused_too(tmp_path: Path) -> None:
+    words = "strategy 'fraug' with bn_mode 'fedbn' needs a model with BatchNorm"
+    with pytest.raises(InputError, match=words):
+        fedsim.run(tiny(strategy={"name": "fraug", "bn_mode": "fedbn"}), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_batch_norm_the_default_mode_shares_all(tmp_path: Path) -> None:
+    mlp = {"name": "mlp", "hidden": [16]}
+    default = run(tmp_path, "default", "fraug", model=mlp, rounds=1)
+    shared = run(tmp_path, "shared", "fraug", model=mlp, rounds=1, options={"bn_mode": "shared"})
+    assert model_bits(default) == model_bits(shared)
+
+
 @pytest.mark.parametrize(
     ("mode", "same"), [("stats_local", "silobn"), ("fedbn", "fedbn"), ("shared", "fedavg")]
 )
