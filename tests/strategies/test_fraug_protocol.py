@@ -16,10 +16,21 @@ from fedsim.components import build_dataset, build_partition
 from fedsim.config import Experiment
 from fedsim.data.dataset import Dataset
 from fedsim.data.datasets.image_folder import SETS
+from tests.data.datasets.test_digit_files import mnist, mnist_m, svhn, usps
 from tests.resnets import torchvision_state
 from tests.runs import events
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments/fraug"
+CHANGES: dict[str, Any] = {
+    "rounds": 1,
+    "dataset.share": 1.0,
+    "client.steps": 1,
+    "client.batch_size": 8,
+    "evaluation.every": 1,
+    "engine": {"name": "serial"},
+}
+"""To a round of seconds."""
+SMALL: dict[str, Any] = {"dataset.size": 32, "dataset.augment.crop": 4}
 
 
 @pytest.fixture
@@ -43,21 +54,17 @@ def write(root: Path, name: str, classes: tuple[str, ...], each: int) -> None:
                 Image.fromarray(pixels).save(folder / f"{i}.png")
 
 
+def write_weights(root: Path, flat: bool) -> dict[str, torch.Tensor]:
+    """Write weights under torchvision's names, with `flat` in a small file; return them."""
+    state = torchvision_state(18, flat=flat)
+    torch.save(state, root / "weights" / "resnet18-f37072fd.pth")
+    return state
+
+
 def test_a_run_on_pacs_begins_with_the_weights(data: Path, tmp_path: Path) -> None:
     write(data, "pacs", SETS["pacs"].classes, 5)
-    state = torchvision_state(18)
-    torch.save(state, data / "weights" / "resnet18-f37072fd.pth")
-    changes: dict[str, Any] = {
-        "rounds": 1,
-        "dataset.size": 32,
-        "dataset.share": 1.0,
-        "dataset.augment.crop": 4,
-        "client.steps": 1,
-        "client.batch_size": 8,
-        "client.lr": 1e-12,
-        "evaluation.every": 1,
-        "engine": {"name": "serial"},
-    }
+    state = write_weights(data, flat=False)
+    changes = CHANGES | SMALL | {"client.lr": 1e-12}
     run = fedsim.run(FOLDER / "pacs.yaml", set=changes, out=tmp_path / "runs")
     assert events(run) == []
     assert 0 <= run.final["test/clients/personal/accuracy_on/sketch"] <= 1
@@ -75,17 +82,43 @@ def owned_domains(experiment: Experiment, dataset: Dataset) -> list[set[int]]:
     return [set(domains[manifest.client(c).train].tolist()) for c in clients]
 
 
-def test_officehome_has_a_domain_a_client(data: Path) -> None:
+def played(name: str, clients: int, changes: dict[str, Any], out: Path) -> fedsim.Run:
+    """Play a round of a file: every client takes part, nothing goes wrong, the model is finite."""
+    changes = CHANGES | {"evaluation.across_domains": False} | changes
+    run = fedsim.run(FOLDER / name, set=changes, out=out)
+    assert run.status == "finished"
+    assert events(run) == []
+    assert run.final["train/clients"] == clients
+    assert all(bool(tensor.isfinite().all()) for tensor in run.arrays().values())
+    return run
+
+
+def test_a_run_on_digits_has_the_networks_of_the_code(data: Path, tmp_path: Path) -> None:
+    for write_set, name in ((mnist, "mnist"), (mnist_m, "mnist-m"), (svhn, "svhn"), (usps, "usps")):
+        write_set(data / name)
+    run = played("digits5.yaml", 4, {"partition.validation": 0.0}, tmp_path / "runs")
+    model = run.arrays()
+    assert model["body.12.weight"].shape == (2048, 8192)
+    assert model["head.weight"].shape == (10, 512)
+    # |theta| without BatchNorm's statistics: `tests/models/test_cnn.py` counts it. |omega|: noise
+    # of 256, 512 features, four numbers for each of the 2 x 512 normalised ones, two counters.
+    theta, omega = 18_151_370, 266 * 512 + 512 + 512 * 512 + 512 + 4 * 2 * 512
+    assert set(run.clients.query("name == 'bytes_up'")["value"]) == {4 * (theta + omega) + 16}
+
+
+def test_officehome_has_a_domain_a_client(data: Path, tmp_path: Path) -> None:
     write(data, "office-home", SETS["office-home"].classes, 2)
     changes = {"dataset.size": 4, "dataset.share": 1.0, "dataset.test_share": 0.5}
     experiment = prepare(FOLDER / "officehome.yaml", changes)
     dataset = build_dataset(experiment)
     assert (dataset.num_classes, len(dataset.train)) == (65, 4 * 65)
     assert owned_domains(experiment, dataset) == [{0}, {1}, {2}, {3}]
-    assert experiment.model.options["weights"] == "resnet18-f37072fd.pth"
+    write_weights(data, flat=True)
+    run = played("officehome.yaml", 4, SMALL | {"dataset.test_share": 0.5}, tmp_path / "runs")
+    assert run.arrays()["head.weight"].shape == (65, 512)
 
 
-def test_domainnet_has_ten_classes_and_a_domain_a_client(data: Path) -> None:
+def test_domainnet_has_ten_classes_and_a_domain_a_client(data: Path, tmp_path: Path) -> None:
     ten = ("bird", "feather", "headphones", "ice_cream", "teapot", "tiger", "whale", "windmill",
            "wine_glass", "zebra")  # fmt: skip
     names = sorted([*ten, *(f"thing {i}" for i in range(335))])
@@ -99,4 +132,6 @@ def test_domainnet_has_ten_classes_and_a_domain_a_client(data: Path) -> None:
     assert dataset.card.classes == ten
     assert (len(dataset.train), len(dataset.test)) == (6 * 10, 6 * 10)
     assert owned_domains(experiment, dataset) == [{0}, {1}, {2}, {3}, {4}, {5}]
-    assert experiment.model.options["weights"] == "resnet18-f37072fd.pth"
+    write_weights(data, flat=True)
+    run = played("domainnet.yaml", 6, SMALL, tmp_path / "runs")
+    assert run.arrays()["head.weight"].shape == (10, 512)
