@@ -107,7 +107,8 @@ def compare(
     `reference` is a group's name, by default the first of FedAvg or else the first. `choice` says
     which round counts: ``last``, ``mean-of-last-K`` evaluations, or ``best-on-validation``: the
     first one with the best value on validation samples (``evaluation.on: both``). With `target` the
-    table of the first metric also says when it was reached.
+    table of the first metric also says when it was reached. Of losses, errors, seconds and bytes
+    low values are the good ones, of all else high ones.
 
     Raises:
         InputError: no runs, an unknown metric, reference or choice, or runs of different data

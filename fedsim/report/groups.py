@@ -92,7 +92,7 @@ def check_same_data(groups: Sequence[Group]) -> None:
         ours, theirs = _partition(a), _partition(b)
         if not set(a.seeds) & set(b.seeds) and ours != theirs:
             unlike = [k for k in ours | theirs if ours.get(k) != theirs.get(k)]
-            named = ", ".join(f"{k}: {ours.get(k)} and {theirs.get(k)}" for k in unlike)
+            named = ", ".join(f"{k}: {theirs.get(k)} and {ours.get(k)}" for k in unlike)
             raise InputError(_other_partition(b.runs[0], a.runs[0], f" ({named})"))
 
 

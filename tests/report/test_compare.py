@@ -216,7 +216,7 @@ def test_partitions_of_other_seeds_are_refused_by_their_settings(
     partition = {"alpha": 100.0}
     write_run(made, tmp_path, "one", 0, curves)
     write_run(made, tmp_path, "two", 1, curves, partition=partition, client={"lr": 0.2})
-    text = r"have different partitions of the data \(partition\.alpha: 1\.0 and 100\.0\); compare"
+    text = r"have different partitions of the data \(partition\.alpha: 100\.0 and 1\.0\); compare"
     with pytest.raises(InputError, match=text):
         fedsim.compare(tmp_path)
     assert len(fedsim.compare(tmp_path, different_data=True).groups) == 2

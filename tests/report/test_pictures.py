@@ -108,6 +108,10 @@ def test_a_violin_has_its_median_and_the_rounds_of_the_choice(made: Path, tmp_pa
     median, points = drawn("mean-of-last-2")
     assert median == pytest.approx(30)
     assert points == pytest.approx([25, 30, 65])
+    figures = fedsim.compare(tmp_path, choice="mean-of-last-2").figures()
+    axes = figures["clients/generic/accuracy of each client"].axes[0]
+    shown = np.asarray(axes.lines[0].get_ydata(), float)
+    assert sorted(shown.tolist()) == pytest.approx(points)
 
 
 def test_bars_have_the_intervals_of_the_table(made: Path, tmp_path: Path) -> None:
