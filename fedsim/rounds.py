@@ -42,7 +42,7 @@ from fedsim.progress import Progress
 from fedsim.runs import checkpoint
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.record import Recorder
-from fedsim.runs.rows import client_means, columns, placed, train_rows
+from fedsim.runs.rows import client_means, columns, placed, round_costs, train_rows
 from fedsim.runs.states import StateStore
 from fedsim.strategy import Strategy
 
@@ -60,6 +60,7 @@ class _Pending:
     evaluated: RoundLog | None
     events: list[Event]
     seconds: float
+    trained_seconds: float  # of them, all but evaluation
     features: dict[str, float]
 
 
@@ -167,6 +168,7 @@ class RoundLoop:
         """Run one round; its rows are written while the next one trains, or with a checkpoint."""
         started = time.perf_counter()
         metrics, log = self._train(round)
+        trained = time.perf_counter() - started
         scores: dict[str, float] = {}
         evaluated: RoundLog | None = None
         if self._due(round):
@@ -174,7 +176,7 @@ class RoundLoop:
         self._drain_engine_events()
         seconds = time.perf_counter() - started
         self._pending = _Pending(
-            round, metrics, log, scores, evaluated, self._events, seconds, self._features
+            round, metrics, log, scores, evaluated, self._events, seconds, trained, self._features
         )
         self._events, self._features = [], {}
         self._round = round
@@ -190,13 +192,8 @@ class RoundLoop:
         split = self.experiment.evaluation.split
         rows |= {placed(split, name): value for name, value in done.scores.items()}
         rows |= {("features", name): value for name, value in done.features.items()}
-        rows |= {
-            ("train", "clients"): float(len(log.reports) - len(log.failures)),
-            ("train", "bytes_down"): float(sum(log.bytes_down.values())),
-            ("train", "bytes_up"): float(sum(r.bytes_up for r in log.reports)),
-            ("train", "train_seconds"): log.seconds,
-            ("train", "seconds"): done.seconds,
-        }
+        costs = round_costs(log, done.seconds, done.trained_seconds)
+        rows |= {("train", name): value for name, value in costs.items()}
         client_rows = train_rows(log)
         if done.evaluated is not None:
             client_rows += columns(split, done.evaluated.reports)

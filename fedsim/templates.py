@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import keyword
 import re
@@ -145,9 +146,9 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
     """Write ``<name>.py`` and ``test_<name>.py``; return their paths.
 
     Raises:
-        InputError: an unknown kind, a name that is no name of a module, a file that is there
-            already, the name of a component or module that there is, or a folder that cannot be
-            written; nothing has been written then.
+        InputError: an unknown kind, a name that is no name of a module or whose class would hide
+            what its own code uses, a file that is there already, the name of a component or module
+            that there is, or a folder that cannot be written; nothing has been written then.
     """
     if kind not in _KINDS:
         raise InputError(
@@ -162,6 +163,11 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
         )
     cls = "".join(part.capitalize() for part in module.split("_") if part)
     template, words = _KINDS[kind]
+    if cls in (used := _names_in(template)) or keyword.iskeyword(cls):
+        raise InputError(
+            f"the class of {name!r} would be named {cls}, a name that the {kind}'s code uses "
+            f"itself ({', '.join(sorted(used))}) or a word of Python; choose another name"
+        )
     texts = {
         folder / f"{module}.py": template.format(cls=cls),
         folder / f"test_{module}.py": _TEST.format(module=module, name=name, cls=cls, **words),
@@ -182,3 +188,15 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
             path.unlink(missing_ok=True)
         raise InputError(f"cannot write in {folder.resolve()}: {error.strerror}") from error
     return list(texts)
+
+
+def _names_in(template: str) -> set[str]:
+    """Return the names of classes that the code of a template makes, imports or reads."""
+    tree = ast.parse(template.format(cls="_"))
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.alias):
+            found.add(node.name)
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+    return {name for name in found if name[0].isupper()}

@@ -21,7 +21,7 @@ NOTES_GPUS = f"{TESTS}/clients.py:NotesGPUs"
 KEEPS_MUCH = f"{TESTS}/clients.py:KeepsMuch"
 DROPOUT_AND_BATCH_NORM = f"{TESTS}/models.py:dropout_and_batch_norm"
 
-TIMINGS = ("seconds", "train_seconds")
+TIMINGS = ("seconds", "train_seconds", "virtual_seconds")
 """Metrics that no two runs share."""
 
 

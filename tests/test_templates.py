@@ -51,6 +51,32 @@ def test_names_that_are_taken(kind: str, name: str, text: str, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "cls"),
+    [
+        ("strategy", "state", "State"),
+        ("strategy", "server-context", "ServerContext"),
+        ("strategy", "params", "Params"),
+        ("strategy", "update", "Update"),
+        ("strategy", "strategy", "Strategy"),
+        ("strategy", "sequence", "Sequence"),
+        ("strategy", "config", "Config"),
+        ("strategy", "none", "None"),
+        ("client", "fit", "Fit"),
+        ("client", "tensor", "Tensor"),
+        ("client", "true", "True"),
+    ],
+)
+def test_names_that_the_code_uses(kind: str, name: str, cls: str, tmp_path: Path) -> None:
+    said = f"the class of '{name}' would be named {cls}, a name that the {kind}'s code uses itself"
+    with pytest.raises(InputError, match=said):
+        write_new(kind, name, tmp_path)
+    assert not list(tmp_path.iterdir())
+    other = "client" if kind == "strategy" else "strategy"
+    if name in ("state", "fit"):
+        assert len(write_new(other, name, tmp_path)) == 2
+
+
 @pytest.mark.parametrize("name", ["2nd", "a b", "Über", "class", "../up", "", "-x", "a.b"])
 def test_names_that_are_none(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="NAME must be lower-case letters"):

@@ -19,20 +19,26 @@ import pandas as pd
 
 from fedsim.errors import InputError, check, nearest
 from fedsim.report.groups import Group, check_same_data, gather, missing_seeds
+from fedsim.report.measures import (
+    DEPLOYED,
+    OWN,
+    SHOTS,
+    VIRTUAL,
+    chosen,
+    client_values,
+    cumulated,
+    has_virtual,
+    last_count,
+    lower_is_better,
+    reached,
+    worst_tenth,
+)
 from fedsim.report.statistics import holm, mean_interval, paired_p
 from fedsim.report.text import is_share
 from fedsim.runs.results import Run, load_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_OWN = ("clients/generic/", "clients/personal/")
-DEPLOYED = "clients/deployed/"
-"""Of the model that a client would use: its personal one, or the generic one if it has none."""
-SHOTS = ("many", "medium", "few")
-BEST = "best-on-validation"
-LOWEST = 0.1
-"""The share of clients that "worst 10 %" is the mean of."""
 
 
 @dataclass
@@ -42,10 +48,12 @@ class Comparison:
     `tables` map a metric to a frame with a row a group: run, strategy, seeds, mean, low, high
     (95 % interval), difference, difference_low, difference_high, pairs, p, p_holm (against
     `reference`; NaN in its own row). Those of clients' metrics also have worst_10 (mean of the
-    clients' lowest tenth) and spread (standard deviation over clients), means over seeds; those of
-    the metric with a target rounds_to_target, bytes_to_target (up and down, all clients),
-    seconds_to_target, means over the seeds that reached it, and reached, their number. `values`
-    hold each run's number: metric, run, seed, value.
+    clients' worst tenth) and spread (standard deviation over clients, with n), both of the rounds
+    that `choice` names and means over seeds; those of the metric with a target rounds_to_target,
+    bytes_to_target (up and down, all clients), seconds_to_target (of the run's machine) and
+    virtual_seconds_to_target (as if the clients of a round ran all at once), means over the seeds
+    that reached it, and reached, their number. `values` hold each run's number: metric, run, seed,
+    value. `remarks` say what a reader must know of the choice and the target.
     """
 
     groups: list[Group]
@@ -56,6 +64,7 @@ class Comparison:
     missing: dict[str, list[int]]
     left_out: list[str] = field(default_factory=list)
     target: float | None = None
+    remarks: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         from fedsim.report.text import comparison_text
@@ -98,7 +107,8 @@ def compare(
     `reference` is a group's name, by default the first of FedAvg or else the first. `choice` says
     which round counts: ``last``, ``mean-of-last-K`` evaluations, or ``best-on-validation``: the
     first one with the best value on validation samples (``evaluation.on: both``). With `target` the
-    table of the first metric also says when it was reached.
+    table of the first metric also says when it was reached. Of losses, errors, seconds and bytes
+    low values are the good ones, of all else high ones.
 
     Raises:
         InputError: no runs, an unknown metric, reference or choice, or runs of different data
@@ -107,7 +117,7 @@ def compare(
     found, left_out = _open(runs)
     if not found:
         raise InputError("no finished runs to compare" + "".join(f"\n  {x}" for x in left_out))
-    count = _last_count(choice)
+    last_count(choice)
     groups = gather(found)
     if not different_data:
         check_same_data(groups)
@@ -119,27 +129,44 @@ def compare(
     base = _reference(groups, reference)
     tables: dict[str, pd.DataFrame] = {}
     values: list[dict[str, Any]] = []
+    remarks: dict[str, None] = {}
     for name in metrics:
+        frames = {g.label: {r.config.seed: chosen(r, name, choice) for r in g.runs} for g in groups}
         numbers = {
-            g.label: {r.config.seed: _number(r, name, count) for r in g.runs} for g in groups
+            label: {seed: _mean(frame) for seed, frame in own.items()}
+            for label, own in frames.items()
         }
-        for group in groups:
-            for seed, value in numbers[group.label].items():
-                values.append({"metric": name, "run": group.label, "seed": seed, "value": value})
+        for label, own in numbers.items():
+            for seed, value in own.items():
+                values.append({"metric": name, "run": label, "seed": seed, "value": value})
         rows = [_row(group, numbers, base.label) for group in groups]
         for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_holm"] = p
         if name.startswith("clients/"):
             for row, group in zip(rows, groups, strict=True):
-                row |= _fairness(group, name)
+                of = {seed: f["round"].tolist() for seed, f in frames[group.label].items()}
+                row |= _fairness(group, name, of)
         if target is not None and name == metrics[0]:
             for row, group in zip(rows, groups, strict=True):
                 row |= _costs(group, name, target)
         tables[name] = pd.DataFrame(rows)
-    frame = pd.DataFrame(values)
+        counts = {label: min(map(len, own.values())) for label, own in frames.items()}
+        remarks |= dict.fromkeys(_remarks(groups, choice, target, counts))
     return Comparison(
-        groups, base.label, choice, tables, frame, missing_seeds(groups), left_out, target
+        groups,
+        base.label,
+        choice,
+        tables,
+        pd.DataFrame(values),
+        missing_seeds(groups),
+        left_out,
+        target,
+        list(remarks),
     )
+
+
+def _mean(frame: pd.DataFrame) -> float:
+    return float(frame["value"].to_numpy().mean()) if len(frame) else math.nan
 
 
 def _open(given: str | Path | Iterable[Run | str | Path]) -> tuple[list[Run], list[str]]:
@@ -167,28 +194,13 @@ def _open(given: str | Path | Iterable[Run | str | Path]) -> tuple[list[Run], li
     return finished, told
 
 
-def _last_count(choice: str) -> int:
-    """Return how many of the last evaluations count; 0 for the best one on validation samples."""
-    start, _, number = choice.rpartition("-")
-    if choice == "last":
-        return 1
-    if choice == BEST:
-        return 0
-    if start == "mean-of-last" and number.isdecimal() and int(number) >= 1:
-        return int(number)
-    raise InputError(
-        f"choice must be 'last', {BEST!r}, or 'mean-of-last-K' with a whole number K, got "
-        f"{choice!r}"
-    )
-
-
 def _metrics(groups: list[Group], wanted: str | Sequence[str] | None) -> list[str]:
     """Return the metrics, without ``test/``."""
     known = dict.fromkeys(
         name.removeprefix("test/") for g in groups for r in g.runs[:1] for name in r.names()
     )
     headline = groups[0].runs[0].headline
-    own = [f"{model}{headline}" for model in _OWN]
+    own = [f"{model}{headline}" for model in OWN]
     deployed = f"{DEPLOYED}{headline}"
     if own[0] in known or own[1] in known:
         known[deployed] = None
@@ -225,39 +237,6 @@ def _reference(groups: list[Group], wanted: str | None) -> Group:
     )
 
 
-def split_of(name: str) -> tuple[str, str]:
-    """Return the split and the name under which a metric of the tables is recorded."""
-    split, _, rest = name.partition("/")
-    return (split, rest) if split in ("train", "validation", "features") else ("test", name)
-
-
-def recorded(run: Run, name: str) -> str:
-    """Return the name under which a run has recorded a metric of the tables."""
-    if not name.startswith(DEPLOYED):
-        return name
-    generic, personal = (f"{model}{name.removeprefix(DEPLOYED)}" for model in _OWN)
-    return personal if f"test/{personal}" in run.names() else generic
-
-
-def _number(run: Run, name: str, count: int) -> float:
-    split, own = split_of(recorded(run, name))
-    frame = run.values(split, own)
-    if frame.empty:
-        return math.nan
-    if count:
-        return float(frame["value"].to_numpy()[-count:].mean())
-    whole, _, last = own.rpartition("_")  # of accuracy_few: accuracy
-    held = run.values("validation", whole if last in SHOTS else own)
-    if split != "test" or held.empty:
-        raise InputError(
-            f"run {run.path} has not recorded {own} on validation samples as well; {BEST} needs "
-            "evaluation.on: both"
-        )
-    scores = held["value"].to_numpy() * (-1 if own.endswith("loss") else 1)
-    chosen = int(held["round"].iloc[int(scores.argmax())])  # the first of equals
-    return float(frame["value"][frame["round"] == chosen].iloc[0])
-
-
 def _row(group: Group, numbers: dict[str, dict[int, float]], base: str) -> dict[str, Any]:
     own, other = numbers[group.label], numbers[base]
     found = [v for v in own.values() if not math.isnan(v)]
@@ -282,15 +261,13 @@ def _row(group: Group, numbers: dict[str, dict[int, float]], base: str) -> dict[
     }
 
 
-def _fairness(group: Group, name: str) -> dict[str, float]:
-    """Return how far the clients are apart, at the last evaluation; means over seeds."""
+def _fairness(group: Group, name: str, rounds: dict[int, list[int]]) -> dict[str, float]:
+    """Return how far the clients are apart in these rounds of each seed; means over seeds."""
     worst, spread = [], []
     for run in group.runs:
-        own = recorded(run, name).removeprefix("clients/")
-        values = np.sort(run.client_values("test", own, last=True)["value"].to_numpy())
+        values = client_values(run, name, rounds[run.config.seed])
         if len(values):
-            lowest = max(1, math.ceil(LOWEST * len(values)))
-            worst.append(float(values[:lowest].mean()))
+            worst.append(worst_tenth(values, lower_is_better(name)))
             spread.append(float(values.std()))
     none = math.nan
     return {
@@ -300,26 +277,41 @@ def _fairness(group: Group, name: str) -> dict[str, float]:
 
 
 def _costs(group: Group, name: str, target: float) -> dict[str, float]:
-    """Return what it took until an evaluation first reached the target."""
-    rounds, transferred, seconds = [], [], []
+    """Return what it took until an evaluation first reached the target; means over seeds."""
+    found: dict[str, list[float]] = {"rounds": [], "bytes": [], "seconds": [], VIRTUAL: []}
     for run in group.runs:
-        curve = run.values(*split_of(recorded(run, name)))
-        reached = curve["round"][curve["value"] >= target]
-        if len(reached):
-            at = int(reached.iloc[0])
-            rounds.append(at)
-            transferred.append(cumulated(run, ("bytes_up", "bytes_down"), at))
-            seconds.append(cumulated(run, ("seconds",), at))
-    none = math.nan
-    return {
-        "reached": len(rounds),
-        "rounds_to_target": float(np.mean(rounds)) if rounds else none,
-        "bytes_to_target": float(np.mean(transferred)) if rounds else none,
-        "seconds_to_target": float(np.mean(seconds)) if rounds else none,
-    }
+        at = reached(run, name, target)
+        if at is not None:
+            found["rounds"].append(at)
+            found["bytes"].append(cumulated(run, ("bytes_up", "bytes_down"), at))
+            found["seconds"].append(cumulated(run, ("seconds",), at))
+            virtual = cumulated(run, (VIRTUAL,), at) if has_virtual(run) else math.nan
+            found[VIRTUAL].append(virtual)
+    means = {f"{k}_to_target": float(np.mean(v)) if v else math.nan for k, v in found.items()}
+    return {"reached": len(found["rounds"]), **means}
 
 
-def cumulated(run: Run, names: Sequence[str], until: int) -> float:
-    """Return the sum of these training metrics over the rounds up to one."""
-    frames = [run.values("train", name) for name in names]
-    return float(sum(f["value"][f["round"] <= until].sum() for f in frames))
+def _remarks(
+    groups: Sequence[Group], choice: str, target: float | None, counts: dict[str, int]
+) -> list[str]:
+    """Return a sentence for each thing that the choice and the target pass over in silence.
+
+    `counts` are the evaluations that the value of a group is of, in the run that has the fewest.
+    """
+    told = []
+    wanted = last_count(choice)
+    for label, count in counts.items():
+        if 0 < count < wanted:
+            told.append(f"{label} has {count} evaluations only: {choice} is the mean of these")
+    every = sorted({run.config.evaluation.every for group in groups for run in group.runs})
+    if len(every) > 1 and (target is not None or choice != "last"):
+        what = [f"{choice} is of other rounds in each"] * (choice != "last")
+        what += ["what a target took is only as exact as that"] * (target is not None)
+        told.append(f"evaluated every {', '.join(map(str, every))} rounds: {' and '.join(what)}")
+    if target is not None:
+        told += [
+            f"{g.label} has runs without virtual seconds, of an earlier version"
+            for g in groups
+            if not all(map(has_virtual, g.runs))
+        ]
+    return told

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 from fedsim.errors import InputError
@@ -40,8 +40,9 @@ class Group:
 def gather(runs: Sequence[Run]) -> list[Group]:
     """Return the groups of runs that differ in nothing but seed, engine and checkpoints.
 
-    They keep the order in which they first come. A group is named as its runs; where two have the
-    same name, by what tells them apart: the strategy, else the folder.
+    They keep the order in which they first come. A group is named as its runs; where several have
+    the same name, also by what tells them apart: the strategy, else the settings that differ. No
+    two groups have the same label.
 
     Raises:
         InputError: a setting has two runs of one seed.
@@ -58,12 +59,15 @@ def gather(runs: Sequence[Run]) -> list[Group]:
                     f"{a.path} and {b.path} are the same setting and seed; leave one out"
                 )
         groups.append(Group(same[0].config.name, same))
-    _tell_apart(groups)
+    tell_apart(groups)
     return groups
 
 
 def check_same_data(groups: Sequence[Group]) -> None:
     """Raise unless all groups have the same data, and for each seed the same partition.
+
+    Groups without a common seed must have the same section ``partition``; those with one may have
+    come to the same partition in other ways, such as by a file.
 
     Raises:
         InputError: it names two runs that differ, and in what.
@@ -83,10 +87,49 @@ def check_same_data(groups: Sequence[Group]) -> None:
             digest = run.partition_digest
             known, other = digests.setdefault(run.config.seed, (digest, run))
             if known != digest:
-                raise InputError(
-                    f"{run.path} and {other.path} have different partitions of the data; compare "
-                    "runs of the same partition, or allow it with --different-data"
-                )
+                raise InputError(_other_partition(run, other))
+    for a, b in combinations(groups, 2):
+        ours, theirs = _partition(a), _partition(b)
+        if not set(a.seeds) & set(b.seeds) and ours != theirs:
+            unlike = [k for k in ours | theirs if ours.get(k) != theirs.get(k)]
+            named = ", ".join(f"{k}: {theirs.get(k)} and {ours.get(k)}" for k in unlike)
+            raise InputError(_other_partition(b.runs[0], a.runs[0], f" ({named})"))
+
+
+def _other_partition(run: Run, other: Run, what: str = "") -> str:
+    return (
+        f"{run.path} and {other.path} have different partitions of the data{what}; compare runs "
+        "of the same partition, or allow it with --different-data"
+    )
+
+
+def _partition(group: Group) -> dict[str, Any]:
+    """Return the partition's options, for a partition from a file what it holds."""
+    found = {k: v for k, v in group.settings.items() if k.startswith("partition.")}
+    if found["partition.name"] == "file":
+        return {"partition.name": "file", "manifest": group.runs[0].partition_digest}
+    return found
+
+
+def tell_apart(groups: list[Group]) -> None:
+    """Make the labels of groups that have the same one different."""
+    taken = {g.label for g in groups}
+    for label in [g.label for g in groups]:
+        same = [g for g in groups if g.label == label]
+        if len(same) < 2:
+            continue
+        texts = [g.strategy for g in same]
+        if len(set(texts)) < len(same):
+            keys = _telling(same)
+            texts = [_shown(g, keys) for g in same]
+        for group, text in zip(same, texts, strict=True):
+            named = wanted = f"{label} ({text})"
+            number = 1
+            while named in taken:  # of another group, or two whose settings read the same
+                number += 1
+                named = f"{wanted} #{number}"
+            group.label = named
+            taken.add(named)
 
 
 def missing_seeds(groups: Sequence[Group]) -> dict[str, list[int]]:
@@ -123,12 +166,18 @@ def _data(run: Run) -> dict[str, Any]:
     return flat({"dataset": tree["dataset"], "evaluation.on": tree["evaluation"].get("on")})
 
 
-def _tell_apart(groups: list[Group]) -> None:
-    for label in {g.label for g in groups}:
-        same = [g for g in groups if g.label == label]
-        if len(same) == 1:
-            continue
-        by_strategy = len({g.strategy for g in same}) == len(same)
-        for group in same:
-            folder = group.runs[0].path.parent
-            group.label = f"{label} ({group.strategy})" if by_strategy else str(folder)
+def _telling(same: list[Group]) -> list[str]:
+    """Return few settings that together tell all of these groups apart."""
+    keys: list[str] = []
+    found = [""] * len(same)
+    for key, values in differences(same).items():
+        longer = [f"{f} {v!r}" for f, v in zip(found, values, strict=True)]
+        if len(set(longer)) > len(set(found)):
+            keys.append(key)
+            found = longer
+    return keys
+
+
+def _shown(group: Group, keys: list[str]) -> str:
+    known = [f"{key}={group.settings[key]}" for key in keys if key in group.settings]
+    return ", ".join(known) or f"without {', '.join(keys)}"

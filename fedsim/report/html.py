@@ -77,6 +77,10 @@ def page(comparison: Comparison) -> str:
     """Return the page as text."""
     groups = comparison.groups
     first = groups[0].runs[0].config
+    virtual = (
+        " Virtual seconds are those of rounds whose clients train all at once: the slowest "
+        "client's, and the server's own."
+    )
     title = f"{len(groups)} strategies on {first.dataset.name}"
     clients = f"{first.partition.clients:,} clients ({first.partition.name})"
     seeds = sorted({seed for g in groups for seed in g.seeds})
@@ -85,7 +89,8 @@ def page(comparison: Comparison) -> str:
         f"<p>{_text(clients)}, {first.rounds} rounds, seeds {_text(', '.join(map(str, seeds)))}. "
         f"Values are those of the {_text(_choice(comparison.choice))}; intervals are 95 % "
         "(Student's t over seeds); differences are paired by seed, to "
-        f"{_text(comparison.reference)}, p values of the paired t test corrected by Holm.</p>",
+        f"{_text(comparison.reference)}, p values of the paired t test corrected by Holm."
+        f"{virtual}</p>",
     ]
     if told := notes(comparison):
         parts.append("<ul>" + "".join(f"<li>{_text(t)}</li>" for t in told) + "</ul>")

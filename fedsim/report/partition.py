@@ -12,6 +12,7 @@ from fedsim.data.partition import MODALITIES, Manifest
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 MOST_BUBBLES = 60
 """Up to so many clients are drawn one by one, as bubbles."""
@@ -76,7 +77,9 @@ def partition_figure(manifest: Manifest, dataset: Dataset, title: str) -> Figure
     lowest = middle
     if has_domains:
         lowest = figure.add_subplot(grid[2, 0], sharex=middle)
-        _domains(lowest, class_counts(manifest, dataset, "domain")[shown], dataset)
+        key = figure.add_subplot(grid[2, 1])
+        key.axis("off")
+        _domains(figure, lowest, key, class_counts(manifest, dataset, "domain")[shown], dataset)
         middle.tick_params(labelbottom=False)
     _name_clients(lowest, manifest, shown)
     figure.suptitle(f"{title}\n{_summary(manifest)}", fontsize=10)
@@ -99,10 +102,14 @@ def _heat_map(figure: Figure, axes: Axes, key: Axes, counts: np.ndarray) -> None
     image = axes.imshow(
         shares.T, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest"
     )
-    bar = figure.colorbar(
-        image, cax=key.inset_axes((0.05, 0.3, 0.9, 0.12)), orientation="horizontal"
-    )
-    bar.set_label("share of a client's samples", fontsize=8)
+    _scale(figure, image, key, (0.05, 0.3, 0.9, 0.12), "of a class")
+
+
+def _scale(
+    figure: Figure, image: AxesImage, key: Axes, place: tuple[float, float, float, float], of: str
+) -> None:
+    bar = figure.colorbar(image, cax=key.inset_axes(place), orientation="horizontal")
+    bar.set_label(f"share of a client's samples\n{of}", fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
 
@@ -112,6 +119,7 @@ def _name_classes(axes: Axes, dataset: Dataset) -> None:
     ticks = range(0, len(names), step)
     axes.set_yticks(ticks, [names[i][:18] for i in ticks], fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_ylabel("class", fontsize=8)
 
 
 def _sizes(axes: Axes, manifest: Manifest, shown: np.ndarray) -> None:
@@ -150,10 +158,14 @@ def _tail(axes: Axes, counts: np.ndarray, manifest: Manifest, dataset: Dataset) 
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _domains(axes: Axes, counts: np.ndarray, dataset: Dataset) -> None:
+def _domains(figure: Figure, axes: Axes, key: Axes, counts: np.ndarray, dataset: Dataset) -> None:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axes.imshow(shares.T, aspect="auto", cmap="Greens", vmin=0, vmax=1, interpolation="nearest")
+    image = axes.imshow(
+        shares.T, aspect="auto", cmap="Greens", vmin=0, vmax=1, interpolation="nearest"
+    )
+    _scale(figure, image, key, (0.05, 0.6, 0.9, 0.25), "of a domain")
     names = dataset.card.domains
+    axes.set_ylabel("domain", fontsize=8)
     axes.set_yticks(range(len(names)), [name[:18] for name in names], fontsize=8)
 
 

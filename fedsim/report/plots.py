@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from fedsim.report.compare import DEPLOYED, SHOTS, Comparison, recorded, split_of
+from fedsim.report.compare import Comparison
 from fedsim.report.domains import domains_figure, has_domains
 from fedsim.report.groups import Group
+from fedsim.report.measures import (
+    DEPLOYED,
+    SHOTS,
+    VIRTUAL,
+    chosen,
+    client_values,
+    curve,
+    has_virtual,
+)
 from fedsim.report.statistics import mean_interval
 from fedsim.report.text import header, is_share
 
@@ -43,56 +52,66 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
     headline = groups[0].runs[0].headline
     for model in (DEPLOYED, "clients/personal/", "clients/generic/"):
         if (name := f"{model}{headline}") in names:
-            figures[f"{name} of each client"] = clients_figure(groups, name)
+            figures[f"{name} of each client"] = clients_figure(groups, name, comparison.choice)
             break
     shots = [f"generic/{headline}_{s}" for s in SHOTS]
     if all(s in names for s in shots):
         figures["many, medium and few samples"] = bars_figure(comparison, shots, SHOTS)
     for group in groups:
         if has_domains(group.runs[0]):
-            figures[f"{group.label}: clients by domains"] = domains_figure(group.runs)
+            figures[f"{group.label}: clients by domains, last round"] = domains_figure(group.runs)
     return figures
 
 
 def curves_figure(groups: Sequence[Group], name: str) -> Figure:
-    """Return a metric against rounds, bytes and seconds: means over seeds, with 95 % bands.
+    """Return a metric against rounds, bytes and time: means over seeds, with 95 % bands.
 
-    Bytes are those all clients sent and received, seconds those of training on the machine of the
-    run; both are means over seeds.
+    Bytes are those all clients sent and received. Time is virtual, as if the clients of a round ran
+    all at once, or where a run has not recorded that the time its machine took. Both are means over
+    seeds. Bands of shares are drawn between 0 and 100 %.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
+    virtual = all(has_virtual(run) for group in groups for run in group.runs)
     figure = Figure(figsize=(12, 3.9), layout="constrained", dpi=110)
     by_round, by_bytes, by_seconds = figure.subplots(1, 3, sharey=True)
-    scale = 100 if is_share(name) else 1
+    scale, ends = (100, (0.0, 100.0)) if is_share(name) else (1, (-np.inf, np.inf))
+    drawn = []
     for i, group in enumerate(groups):
-        curve = group_curve(group, name)
-        if curve.empty:
+        found = group_curve(group, name, virtual)
+        if found.empty:
             continue
+        mean = scale * found["mean"].to_numpy()
+        low, high = (np.clip(scale * found[k].to_numpy(), *ends) for k in ("low", "high"))
+        drawn += [mean, low, high]
         for axes, x in ((by_round, "round"), (by_bytes, "megabytes"), (by_seconds, "seconds")):
             label = group.label if axes is by_round else None
-            axes.plot(curve[x], scale * curve["mean"], label=label, linewidth=1.6, **style(i))
+            axes.plot(found[x], mean, label=label, linewidth=1.6, **style(i))
             if len(group.runs) > 1:
-                low, high = scale * curve["low"], scale * curve["high"]
-                axes.fill_between(curve[x], low, high, color=style(i)["color"], alpha=0.15, lw=0)
-    if is_share(name) and by_round.lines:
-        drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in by_round.lines])
-        ends = float(np.nanmin(drawn)), float(np.nanmax(drawn))
-        by_round.set_ylim(max(0.0, ends[0] - 5), min(100.0, ends[1] + 3))
+                axes.fill_between(found[x], low, high, color=style(i)["color"], alpha=0.15, lw=0)
+    shown = np.concatenate([[], *drawn])
+    shown = shown[np.isfinite(shown)]
+    if is_share(name) and len(shown):
+        by_round.set_ylim(max(0.0, shown.min() - 5), min(100.0, shown.max() + 3))
     by_round.set_ylabel(header(name), fontsize=9)
-    labels = ("round", "transferred by all clients [MB]", "training time [s]")
+    by_round.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    time = "virtual seconds, a round's clients all at once [s]"
+    time = time if virtual else "time on the runs' own machines [s]"
+    labels = ("round", "transferred by all clients [MB]", time)
     for axes, label in zip((by_round, by_bytes, by_seconds), labels, strict=True):
         _dress(axes, label)
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
     return figure
 
 
-def group_curve(group: Group, name: str) -> pd.DataFrame:
+def group_curve(group: Group, name: str, virtual: bool = True) -> pd.DataFrame:
     """Return round, mean, low, high (95 % interval over seeds), megabytes and seconds until then.
 
-    Of the rounds that all runs of the group have evaluated.
+    Of the rounds that all runs of the group have evaluated; the seconds are virtual, or those of
+    the runs' machines.
     """
-    frames = [run.values(*split_of(recorded(run, name))) for run in group.runs]
+    frames = [curve(run, name) for run in group.runs]
     curves = [frame.set_index("round")["value"] for frame in frames if len(frame)]
     if not curves:
         return pd.DataFrame()
@@ -102,18 +121,20 @@ def group_curve(group: Group, name: str) -> pd.DataFrame:
     frame["mean"] = [o.mean for o in over]
     frame["low"], frame["high"] = [o.low for o in over], [o.high for o in over]
     frame["megabytes"] = _until(group, ("bytes_up", "bytes_down"), frame["round"]) / 1e6
-    frame["seconds"] = _until(group, ("seconds",), frame["round"])
+    frame["seconds"] = _until(group, (VIRTUAL if virtual else "seconds",), frame["round"])
     return frame
 
 
-def clients_figure(groups: Sequence[Group], name: str) -> Figure:
-    """Return how a metric is spread over the clients at the last evaluation, all seeds together.
+def clients_figure(groups: Sequence[Group], name: str, choice: str = "last") -> Figure:
+    """Return how a metric is spread over the clients, all seeds together.
+
+    Of the rounds that `choice` names, as in the table.
 
     A violin a group, with a point for each client and the median as a line.
     """
     from matplotlib.figure import Figure
 
-    found = [(g, _last_clients(g, name)) for g in groups]
+    found = [(g, _clients(g, name, choice)) for g in groups]
     found = [(g, values) for g, values in found if len(values)]
     figure = Figure(figsize=(max(5, 1 + 0.75 * len(found)), 4.2), layout="constrained", dpi=110)
     axes = figure.subplots()
@@ -128,10 +149,9 @@ def clients_figure(groups: Sequence[Group], name: str) -> Figure:
         across = (np.arange(len(shown)) * 0.618034 % 1 - 0.5) * 0.4
         axes.plot(i + across, shown, ".", color=colour, markersize=3)
         axes.hlines(np.median(shown), i - 0.3, i + 0.3, color=colour, linewidth=2)
-    axes.set_xticks(range(len(found)), [g.label for g, _ in found])
     axes.set_ylabel(f"{header(name)} of a client", fontsize=9)
     _dress(axes, "")
-    axes.tick_params(axis="x", labelrotation=45 if len(found) > 4 else 0)
+    _name_items(axes, [g.label for g, _ in found])
     return figure
 
 
@@ -151,11 +171,10 @@ def bars_figure(comparison: Comparison, names: Sequence[str], labels: Sequence[s
         known = half.notna().to_numpy()
         heights = 100 * frame["mean"].to_numpy()
         axes.errorbar(at[known], heights[known], half[known], fmt="none", ecolor="#333", lw=1)
-    axes.set_xticks(range(len(groups)), [g.label for g in groups])
     axes.set_ylabel("accuracy on the classes [%]", fontsize=9)
     _dress(axes, "")
     axes.set_ylim(0, 100)
-    axes.tick_params(axis="x", labelrotation=45 if len(groups) > 4 else 0)
+    _name_items(axes, [g.label for g in groups])
     figure.legend(loc="outside right upper", fontsize=8, frameon=False, title="classes with")
     return figure
 
@@ -178,9 +197,8 @@ def matrix_figure(table: pd.DataFrame, rows: str, columns: str, value: str) -> F
             dark = high > low and (share - low) / (high - low) < 0.55
             colour = "white" if dark else "black"
             axes.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(len(table.columns)), [str(c) for c in table.columns], fontsize=8)
+    _name_items(axes, [str(c) for c in table.columns])
     axes.set_yticks(range(len(table.index)), [str(r) for r in table.index], fontsize=8)
-    axes.tick_params(axis="x", labelrotation=30)
     axes.set_xlabel(columns, fontsize=9)
     axes.set_ylabel(rows, fontsize=9)
     figure.colorbar(image, ax=axes, label=f"{value} [%]")
@@ -200,13 +218,21 @@ def _until(group: Group, names: Sequence[str], rounds: pd.Series) -> np.ndarray:
     return np.mean(sums, axis=0)
 
 
-def _last_clients(group: Group, name: str) -> np.ndarray:
+def _clients(group: Group, name: str, choice: str) -> np.ndarray:
     values = []
     for run in group.runs:
-        own = recorded(run, name).removeprefix("clients/")
-        values.append(run.client_values("test", own, last=True)["value"].to_numpy())
+        rounds = chosen(run, name, choice)["round"].tolist()
+        values.append(client_values(run, name, rounds))
     joined = np.concatenate(values)
     return joined[~np.isnan(joined)]
+
+
+def _name_items(axes: Axes, names: Sequence[str], size: int = 8) -> None:
+    """Write a name under each item; many or long ones slanted, each ending at its item."""
+    axes.set_xticks(range(len(names)), list(names), fontsize=size)
+    if len(names) > 4 or max(map(len, names), default=0) > 12:
+        for label in axes.get_xticklabels():
+            label.set(rotation=40, ha="right", rotation_mode="anchor")
 
 
 def _dress(axes: Axes, x: str) -> None:

@@ -46,7 +46,7 @@ def rows_of(name: str, frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]
     heads = ["run", "seeds", "mean", "95 % interval", "difference", "95 % interval", "p (Holm)"]
     fair, costs = "worst_10" in frame, "reached" in frame
     heads += ["worst 10 %", "spread"] * fair
-    heads += ["reached", "rounds", "bytes", "seconds"] * costs
+    heads += ["reached", "rounds", "bytes", "seconds", "virtual seconds"] * costs
     rows = []
     for r in frame[frame["seeds"] > 0].to_dict("records"):
         cells = [
@@ -63,9 +63,10 @@ def rows_of(name: str, frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]
         if costs:
             cells += [
                 f"{r['reached']}/{r['seeds']}",
-                "-" if math.isnan(r["rounds_to_target"]) else f"{r['rounds_to_target']:.1f}",
+                _tenths(r["rounds_to_target"]),
                 size(r["bytes_to_target"]),
-                "-" if math.isnan(r["seconds_to_target"]) else f"{r['seconds_to_target']:.1f}",
+                _seconds(r["seconds_to_target"]),
+                _seconds(r["virtual_seconds_to_target"]),
             ]
         rows.append(cells)
     return heads, rows
@@ -96,7 +97,7 @@ def notes(comparison: Comparison) -> list[str]:
         found.append(f"runs of different lengths: {', '.join(map(str, sorted(lengths)))} rounds")
     if max(len(g.runs) for g in comparison.groups) < 2:
         found.append("one seed: no interval and no test; run more seeds")
-    return found + comparison.left_out
+    return found + comparison.remarks + comparison.left_out
 
 
 def aligned(table: list[list[Any]]) -> list[str]:
@@ -114,6 +115,14 @@ def _span(low: float, high: float, name: str, signed: bool = False) -> str:
     if math.isnan(low):
         return "-"
     return f"{number(low, name, signed)} .. {number(high, name, signed)}"
+
+
+def _tenths(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def _seconds(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _p(value: float) -> str:

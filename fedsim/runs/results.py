@@ -9,7 +9,7 @@ import glob
 import json
 import sqlite3
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
@@ -118,10 +118,12 @@ class Run:
             {"round": np.array(rounds, np.int64), "value": np.array(values, np.float64)}
         )
 
-    def client_values(self, split: str, name: str, *, last: bool = False) -> pd.DataFrame:
+    def client_values(
+        self, split: str, name: str, *, last: bool = False, rounds: Sequence[int] | None = None
+    ) -> pd.DataFrame:
         """Return round, client, value of one metric, without reading the others.
 
-        `last` keeps the last round only in which it was measured.
+        `last` keeps the last round only in which it was measured, `rounds` these alone.
         """
         with self._database() as db:
             key = None
@@ -132,6 +134,8 @@ class Run:
             rows: list[Any] = []
             if db is not None and key is not None:
                 query = "SELECT series, round, cell FROM cells WHERE series = ?"
+                if rounds is not None:
+                    query += f" AND round IN ({', '.join(str(int(r)) for r in rounds)})"
                 query += " ORDER BY round DESC LIMIT 1" if last else " ORDER BY round"
                 rows = db.execute(query, key).fetchall()
         _, *columns = _cells(rows)

@@ -21,6 +21,26 @@ def client_means(log: RoundLog) -> dict[str, float]:
     }
 
 
+def round_costs(log: RoundLog, seconds: float, trained: float) -> dict[str, float]:
+    """Return what a round took: clients that answered, bytes, and seconds of three kinds.
+
+    ``seconds`` are those of the whole round on this machine, ``train_seconds`` those in which its
+    clients trained. ``virtual_seconds`` are of a round whose clients train all at once, each on a
+    worker of its own: the slowest client's, and what the server took for itself (`trained`, the
+    seconds of all but evaluation, without `train_seconds`). Of clients that were trained together
+    each has an equal part of their time.
+    """
+    slowest = max((r.seconds for r in log.reports if r.failure is None), default=0.0)
+    return {
+        "clients": float(len(log.reports) - len(log.failures)),
+        "bytes_down": float(sum(log.bytes_down.values())),
+        "bytes_up": float(sum(r.bytes_up for r in log.reports)),
+        "train_seconds": log.seconds,
+        "seconds": seconds,
+        "virtual_seconds": slowest + max(0.0, trained - log.seconds),
+    }
+
+
 def train_rows(log: RoundLog) -> list[ClientRows]:
     """Return what the clients of a round reported of their training, and what they transferred."""
     good = [r for r in log.reports if r.failure is None]

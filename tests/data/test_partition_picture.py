@@ -55,8 +55,11 @@ def test_the_picture_says_what_there_is() -> None:
     figure = partition_figure(manifest, data, "my title")
     said = texts(figure)
     for part in ("my title", "2 clients, 4 samples", "1 to 3, median 2", "the server has 1",
-                 "ant", "cat", "sun", "fog", "1\ntext\nno\nlabels"):  # fmt: skip
+                 "ant", "cat", "sun", "fog", "1\ntext\nno\nlabels",
+                 "share of a client's samples\nof a domain"):  # fmt: skip
         assert part in said
+    axes = figure.axes
+    assert {"class", "domain"} <= {a.get_ylabel() for a in axes}
     bubbles = figure.axes[0].collections[0].get_offsets()
     assert np.asarray(bubbles).tolist() == [[0, 0], [0, 1], [0, 2], [1, 1]]
     assert [bar.get_height() for bar in figure.axes[1].patches] == [3.0, 1.0]
@@ -70,6 +73,7 @@ def test_a_million_clients_are_drawn_by_a_sample() -> None:
     figure = partition_figure(manifest, data, "many")
     assert f"{MOST_COLUMNS} of 5,000 clients" in texts(figure)
     assert figure.axes[0].images[0].get_array().shape == (3, MOST_COLUMNS)
+    assert "share of a client's samples\nof a class" in texts(figure)
 
 
 def test_the_command_writes_a_picture_and_a_manifest(

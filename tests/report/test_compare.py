@@ -6,51 +6,19 @@ import json
 import math
 import re
 import shutil
-import sqlite3
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import fedsim
 import fedsim.data.partition
 from fedsim.cli import main
 from fedsim.errors import InputError
-from fedsim.report.plots import matrix_figure
-from tests.runs import tiny
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """FedAvg and APFL with three seeds, FedPer with two."""
-    out = tmp_path_factory.mktemp("made")
-    for seed in (0, 1, 2):
-        for name in ("fedavg", "apfl", "fedper"):
-            if (name, seed) != ("fedper", 2):
-                fedsim.run(tiny(name=name, strategy={"name": name}, rounds=4), seed=seed, out=out)
-    return out
-
-
-def query(folder: Path, sql: str) -> list[Any]:
-    with sqlite3.connect(folder / "metrics.db") as db:
-        return db.execute(sql).fetchall()
-
-
-def stored(folder: Path, name: str) -> list[tuple[int, float]]:
-    """Return round and value of a global test metric, by plain SQL."""
-    return query(
-        folder,
-        "SELECT round, value FROM metrics WHERE client IS NULL AND split = 'test' "
-        f"AND name = '{name}' ORDER BY round",
-    )
+from fedsim.report.groups import Group, tell_apart
+from tests.report.written import query, stored, write_run
+from tests.runs import environment, tiny
 
 
 def test_numbers_agree_everywhere(made: Path, tmp_path: Path, capsys: Any) -> None:
@@ -111,6 +79,59 @@ def test_numbers_agree_everywhere(made: Path, tmp_path: Path, capsys: Any) -> No
     assert one["value"].tolist() == [
         stored(made / f"apfl/seed-{s}", "generic/accuracy")[-1][1] for s in (0, 1, 2)
     ]
+
+
+@pytest.mark.slow
+def test_database_terminal_page_and_notebook_have_one_number(
+    made: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    client = pytest.importorskip("nbclient").NotebookClient
+    page, metric = tmp_path / "report.html", "generic/accuracy"
+    assert main(["compare", str(made), "--target", "0.3", "--out", str(page)]) == 0
+    terminal, html = capsys.readouterr().out, page.read_text()
+    cells = [
+        f"import fedsim\ncomparison = fedsim.compare({str(made)!r}, target=0.3)\nprint(comparison)",
+        f"table = comparison.tables[{metric!r}]\n"
+        "print(table.set_index('run')['mean'].dropna().to_json(double_precision=15))",
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    place = {"metadata": {"path": str(tmp_path)}}
+    client(book, timeout=120, kernel_name="python3", resources=place).execute()
+    table, exact = (
+        "".join(out.text for out in cell.outputs if out.name == "stdout") for cell in book.cells
+    )
+    kinds = {"fedavg": "clients/generic", "apfl": "clients/personal", "fedper": "clients/personal"}
+    for label, kind in kinds.items():
+        folders = sorted((made / label).glob("seed-*"))
+        sources = {"clients/deployed/accuracy": f"{kind}/accuracy"}
+        if label != "fedper":  # the server has a part of a model only
+            sources[metric] = metric
+        for shown, name in sources.items():
+            found = [stored(folder, name) for folder in folders]
+            mean = float(np.mean([curve[-1][1] for curve in found]))
+            row = rf"^{label} +{len(folders)} +{100 * mean:.2f} "
+            for text in (terminal, table):
+                block = text[text.index(f"{shown} [%]") :].split("\n\n")[0]
+                assert re.search(row, block, re.MULTILINE)
+            block = html[html.index(f"<h2>{shown} [%]</h2>") :].split("</table>")[0]
+            assert f"<td>{label}</td><td>{len(folders)}</td><td>{100 * mean:.2f}</td>" in block
+            if shown == metric:
+                assert json.loads(exact)[label] == pytest.approx(mean, abs=1e-14)
+                at = [next(r for r, v in curve if v >= 0.3) for curve in found]
+                there = [
+                    query(
+                        folder,
+                        "SELECT sum(value) FROM metrics WHERE client IS NULL AND split = 'train' "
+                        f"AND name = 'virtual_seconds' AND round <= {r}",
+                    )[0][0]
+                    for folder, r in zip(folders, at, strict=True)
+                ]
+                virtual = f"{np.mean(there):.3g}"
+                for text in (terminal, table):
+                    assert re.search(rf"{row}.* {re.escape(virtual)}$", text, re.MULTILINE)
+                assert f"<td>{virtual}</td></tr>" in block
 
 
 def test_missing_seeds_are_said_and_pairs_are_common(made: Path) -> None:
@@ -187,19 +208,92 @@ def test_other_data_and_partitions_are_refused(made: Path, tmp_path: Path) -> No
         fedsim.compare([made, share.path])
 
 
+def test_partitions_of_other_seeds_are_refused_by_their_settings(
+    made: Path, tmp_path: Path
+) -> None:
+    """The manifests of two seeds differ anyway; what tells partitions apart are the options."""
+    curves = {"test/generic/accuracy": [0.5]}
+    partition = {"alpha": 100.0}
+    write_run(made, tmp_path, "one", 0, curves)
+    write_run(made, tmp_path, "two", 1, curves, partition=partition, client={"lr": 0.2})
+    text = r"have different partitions of the data \(partition\.alpha: 100\.0 and 1\.0\); compare"
+    with pytest.raises(InputError, match=text):
+        fedsim.compare(tmp_path)
+    assert len(fedsim.compare(tmp_path, different_data=True).groups) == 2
+    (tmp_path / "two").rename(tmp_path.parent / "gone")
+    write_run(made, tmp_path, "three", 1, curves, client={"lr": 0.2})
+    assert len(fedsim.compare(tmp_path).groups) == 2
+
+
+def test_one_partition_from_two_files_is_one_partition(made: Path, tmp_path: Path) -> None:
+    curves = {"test/generic/accuracy": [0.5]}
+    for seed, place in enumerate("ab"):
+        section = {"name": "file", "path": f"{place}.npz", "clients": 8}
+        write_run(made, tmp_path, place, seed, curves, partition=section, client={"lr": seed + 0.1})
+    for place in "ab":  # options that a partition from a file does not have
+        config = tmp_path / place / f"seed-{'ab'.index(place)}/config.yaml"
+        config.write_text(config.read_text().replace("  alpha: 1.0\n", ""))
+    assert len(fedsim.compare(tmp_path).groups) == 2
+    # By a file or drawn: the same samples of the same seed are the same partition.
+    write_run(made, tmp_path, "drawn", 0, curves)
+    assert len(fedsim.compare([tmp_path / "a", tmp_path / "drawn"]).groups) == 2
+
+
 def test_same_names_are_told_apart(tmp_path: Path) -> None:
     one = fedsim.run(tiny(rounds=1), out=tmp_path / "a")
     two = fedsim.run(tiny(rounds=1, strategy={"name": "fedper"}), out=tmp_path / "b")
     three = fedsim.run(tiny(rounds=1, client={"lr": 0.2}), out=tmp_path / "c")
-    assert [g.label for g in fedsim.compare([one, two]).groups] == [
-        "tiny (fedavg)",
-        "tiny (fedper)",
+    four = fedsim.run(tiny(rounds=1, client={"lr": 0.2, "epochs": 2}), out=tmp_path / "d")
+
+    def labels(*runs: fedsim.Run) -> list[str]:
+        return [g.label for g in fedsim.compare(runs).groups]
+
+    assert labels(one, two) == ["tiny (fedavg)", "tiny (fedper)"]
+    assert labels(one, three) == ["tiny (client.lr=0.1)", "tiny (client.lr=0.2)"]
+    assert labels(one, three, four) == [
+        "tiny (client.epochs=1, client.lr=0.1)",
+        "tiny (client.epochs=1, client.lr=0.2)",
+        "tiny (client.epochs=2, client.lr=0.2)",
     ]
-    labels = [g.label for g in fedsim.compare([one, three]).groups]
-    assert labels == [str(tmp_path / "a/tiny"), str(tmp_path / "c/tiny")]
-    again = fedsim.run(tiny(rounds=1), out=tmp_path / "d")
+    assert len(set(labels(one, two, three, four))) == 4
+    again = fedsim.run(tiny(rounds=1), out=tmp_path / "e")
     with pytest.raises(InputError, match="are the same setting and seed; leave one out"):
         fedsim.compare([one, again])
+
+
+def test_two_settings_in_one_folder_have_their_own_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = fedsim.run(tiny(rounds=2), seed=0, out=tmp_path)
+    two = fedsim.run(tiny(rounds=2, client={"lr": 0.001}), seed=1, out=tmp_path)
+    assert one.path.parent == two.path.parent
+    assert main(["compare", str(tmp_path / "tiny"), "--metric", "generic/accuracy"]) == 0
+    text = capsys.readouterr().out
+    numbers = [stored(run.path, "generic/accuracy")[-1][1] for run in (one, two)]
+    assert numbers[0] != numbers[1]
+    for lr, value in zip((0.1, 0.001), numbers, strict=True):
+        assert re.search(rf"^tiny \(client.lr={lr}\) +1 +{100 * value:.2f} ", text, re.MULTILINE)
+    assert "tiny (client.lr=0.1) has no run of seed 1" in text
+
+
+def test_labels_are_never_the_same(made: Path, tmp_path: Path) -> None:
+    """Not even where the settings read the same, or another run has the name already."""
+    curves = {"test/generic/accuracy": [0.5]}
+    for out, rate in (("a", 0.1), ("b", 0.2)):
+        write_run(made, tmp_path / out, "m", 0, curves, client={"lr": rate}, model={"hidden": [8]})
+    write_run(made, tmp_path / "c", "m", 0, curves, strategy={"name": "fedper"})
+    write_run(made, tmp_path / "d", "m", 0, curves, strategy={"name": "fedprox", "mu": 0.5})
+    comparison = fedsim.compare([tmp_path / x for x in "abcd"])
+    labels = [g.label for g in comparison.groups]
+    assert len(set(labels)) == 4
+    assert comparison.tables["generic/accuracy"]["run"].tolist() == labels
+    groups = [Group("m (x=1)", []), *(Group("m", g.runs) for g in comparison.groups[:2])]
+    for group, value in zip(groups, ("q", "1", 1), strict=True):
+        group.__dict__["settings"] = {"x": value, "strategy.name": "fedavg"}
+    for group in groups[:1]:
+        group.runs = comparison.groups[0].runs
+    tell_apart(groups)
+    assert [g.label for g in groups] == ["m (x=1)", "m (x=1) #2", "m (x=1) #3"]
 
 
 def test_damaged_unfinished_and_foreign_folders_are_left_out(made: Path, tmp_path: Path) -> None:
@@ -248,118 +342,3 @@ def test_bad_options(options: list[str], text: str, made: Path, capsys: Any) -> 
     out, err = capsys.readouterr()
     assert re.search(text, err)
     assert out == ""
-
-
-def test_pictures_have_names_and_units(made: Path) -> None:
-    figures = fedsim.compare(str(made)).figures()
-    assert set(figures) == {
-        "generic/accuracy by round, bytes and seconds",
-        "clients/generic/accuracy by round, bytes and seconds",
-        "clients/personal/accuracy by round, bytes and seconds",
-        "clients/deployed/accuracy by round, bytes and seconds",
-        "clients/deployed/accuracy of each client",
-    }
-    axes = figures["generic/accuracy by round, bytes and seconds"].axes
-    assert axes[0].get_ylabel() == "generic/accuracy [%]"
-    labels = [a.get_xlabel() for a in axes]
-    assert labels == ["round", "transferred by all clients [MB]", "training time [s]"]
-    line = next(ln for ln in axes[0].lines if ln.get_label() == "fedavg")
-    curves = [stored(made / f"fedavg/seed-{s}", "generic/accuracy") for s in (0, 1, 2)]
-    means = [100 * np.mean([c[i][1] for c in curves]) for i in range(4)]
-    assert np.asarray(line.get_ydata(), float) == pytest.approx(means)
-    sent = query(
-        made / "fedavg/seed-0",
-        "SELECT sum(value) FROM metrics WHERE client IS NOT NULL "
-        "AND name IN ('bytes_up', 'bytes_down')",
-    )[0][0]
-    assert axes[1].lines[1].get_xdata()[-1] == pytest.approx(sent / 1e6)
-
-
-def test_matrix_names_rows_and_columns() -> None:
-    import pandas as pd
-
-    table = pd.DataFrame([[0.5, 0.25], [1.0, math.nan]], ["client 0", "client 1"], ["a", "b"])
-    axes = matrix_figure(table, "client", "domain", "accuracy").axes[0]
-    assert [t.get_text() for t in axes.texts] == ["50", "25", "100"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("domain", "client")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not BROWSER, reason="no chromium or chrome is installed")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_in_a_browser(width: int, scheme: str, made: Path, tmp_path: Path) -> None:
-    """Not empty, no console error, no sideways scrolling of the page, both colour schemes."""
-    page, shot = tmp_path / "report.html", tmp_path / "shot.png"
-    fedsim.compare(str(made)).to_html(page)
-    probe = tmp_path / "probe.html"
-    frame = f"<iframe id=f src=report.html style='width:{width}px;height:9000px;border:0'></iframe>"
-    probe.write_text(
-        f"<body style='margin:0'>{frame}<script>onload = () => {{ const r = f.contentDocument"
-        ".documentElement; document.title = 'wide ' + r.scrollWidth; }</script>"
-    )
-    dark = "--blink-settings=preferredColorScheme=" + {"dark": "0", "light": "1"}[scheme]
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", dark,
-        f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files",
-        "--enable-logging=stderr", "--v=0",
-    ]  # fmt: skip
-    url = page.as_uri()
-    size = f"--window-size={width},3000"
-    taken = subprocess.run(
-        [*command, size, f"--screenshot={shot}", url], capture_output=True, text=True, timeout=60
-    )
-    assert "CONSOLE" not in taken.stderr
-    pixels = np.asarray(Image.open(shot).convert("L"))
-    assert pixels.shape[1] == width
-    assert len(np.unique(pixels)) > 50
-    corner = int(pixels[2, 2])
-    assert corner < 60 if scheme == "dark" else corner > 240
-    dom = subprocess.run(
-        [*command, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=60
-    )
-    found = re.search(r"<title>wide (\d+)</title>", dom.stdout)
-    assert found is not None
-    assert int(found[1]) <= width
-    text = page.read_text()
-    assert not re.search(r"(src|href)=\"(?!data:)", text)
-    assert "http://" not in text.replace("http://www.w3.org", "")
-
-
-@pytest.mark.slow
-def test_two_hundred_runs_are_read_in_seconds(made: Path, tmp_path: Path) -> None:
-    """200 runs of 200 rounds and 100 clients; the time is printed, the memory asserted."""
-    import resource
-
-    from fedsim.runs.record import Recorder
-
-    rng = np.random.default_rng(0)
-    for run in range(200):
-        folder = tmp_path / f"method{run // 10}/seed-{run % 10}"
-        shutil.copytree(made / "fedavg/seed-0", folder, ignore=shutil.ignore_patterns("metrics*"))
-        config = (folder / "config.yaml").read_text()
-        config = config.replace("name: fedavg\n", f"name: method{run // 10}\n", 1)
-        config = re.sub(r"\nseed: 0\n", f"\nseed: {run % 10}\n", config)
-        config = config.replace("\nrounds: 4\n", "\nrounds: 200\n")
-        config = re.sub(r"lr: 0\.1", f"lr: {0.1 + run // 10}", config)
-        (folder / "config.yaml").write_text(config)
-        recorder = Recorder(folder / "metrics.db")
-        clients = list(range(100))
-        for round in range(1, 201):
-            scores = {("test", "generic/accuracy"): rng.random(), ("train", "seconds"): 0.1}
-            scores |= {("train", "bytes_up"): 1e6, ("train", "bytes_down"): 1e6}
-            rows = [
-                ("test", "generic/accuracy", clients, rng.random(100).tolist()),
-                ("train", "train_loss", clients, rng.random(100).tolist()),
-            ]
-            recorder.write_round(round, scores, rows)
-        recorder.close()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    comparison = fedsim.compare(str(tmp_path))
-    str(comparison)
-    seconds = time.perf_counter() - started
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
-    print(f"{seconds:.2f} s, {grown:.2f} GiB more")
-    assert len(comparison.groups) == 20
-    assert grown < 1.0

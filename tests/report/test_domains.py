@@ -54,7 +54,7 @@ def test_means_over_runs_and_the_models_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no 'personal' model; it has generic"):
         fedsim.domain_matrix(runs[0], "personal")
     figures = fedsim.compare(runs).figures()
-    assert "tiny: clients by domains" in figures
+    assert "tiny: clients by domains, last round" in figures
 
 
 def test_what_cannot_be(tmp_path: Path) -> None:

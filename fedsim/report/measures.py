@@ -1,0 +1,137 @@
+"""What is measured of a single run: the value that a choice names, its clients, costs to a target.
+
+A metric is named as in the tables of a comparison: as recorded, without ``test/``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from fedsim.errors import InputError
+from fedsim.report.text import is_share
+from fedsim.runs.results import Run
+
+OWN = ("clients/generic/", "clients/personal/")
+DEPLOYED = "clients/deployed/"
+"""Of the model that a client would use: its personal one, or the generic one if it has none."""
+SHOTS = ("many", "medium", "few")
+BEST = "best-on-validation"
+WORST = 10
+"""The worst tenth of the clients, rounded up, is what "worst 10 %" is the mean of."""
+
+VIRTUAL = "virtual_seconds"
+"""Of a round as if its clients ran all at once: the slowest client's and the server's own."""
+
+_LOWER = {"loss", "error", "mse", "rmse", "mae", "perplexity", "seconds", "bytes"}
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether low values of a metric are the good ones, by the words of its name."""
+    return not is_share(name) and not _LOWER.isdisjoint(re.split(r"[/_-]", name.lower()))
+
+
+def last_count(choice: str) -> int:
+    """Return how many of the last evaluations count; 0 for the best one on validation samples.
+
+    Raises:
+        InputError: no such choice.
+    """
+    start, _, number = choice.rpartition("-")
+    if choice == "last":
+        return 1
+    if choice == BEST:
+        return 0
+    if start == "mean-of-last" and number.isdecimal() and int(number) >= 1:
+        return int(number)
+    raise InputError(
+        f"choice must be 'last', {BEST!r}, or 'mean-of-last-K' with a whole number K, got "
+        f"{choice!r}"
+    )
+
+
+def split_of(name: str) -> tuple[str, str]:
+    """Return the split and the name under which a metric of the tables is recorded."""
+    split, _, rest = name.partition("/")
+    return (split, rest) if split in ("train", "validation", "features") else ("test", name)
+
+
+def recorded(run: Run, name: str) -> str:
+    """Return the name under which a run has recorded a metric of the tables."""
+    if not name.startswith(DEPLOYED):
+        return name
+    generic, personal = (f"{model}{name.removeprefix(DEPLOYED)}" for model in OWN)
+    return personal if f"test/{personal}" in run.names() else generic
+
+
+def curve(run: Run, name: str) -> pd.DataFrame:
+    """Return round and value of each evaluation of a metric."""
+    return run.values(*split_of(recorded(run, name)))
+
+
+def chosen(run: Run, name: str, choice: str) -> pd.DataFrame:
+    """Return round and value of the evaluations that `choice` names; none if none was recorded.
+
+    Raises:
+        InputError: the best one on validation samples is wanted, of a run that has not both.
+    """
+    frame, count = curve(run, name), last_count(choice)
+    if count or frame.empty:
+        return frame.iloc[-count:]
+    split, own = split_of(recorded(run, name))
+    whole, _, last = own.rpartition("_")  # of accuracy_few: accuracy
+    held = run.values("validation", whole if last in SHOTS else own)
+    if split != "test" or held.empty:
+        raise InputError(
+            f"run {run.path} has not recorded {own} on validation samples as well; {BEST} needs "
+            "evaluation.on: both"
+        )
+    scores = held["value"].to_numpy() * (-1 if lower_is_better(own) else 1)
+    scores = np.where(np.isnan(scores), -math.inf, scores)
+    best = int(held["round"].iloc[int(scores.argmax())])  # the first of equals
+    return frame[frame["round"] == best]
+
+
+def client_values(run: Run, name: str, rounds: Sequence[int]) -> np.ndarray:
+    """Return the value of each client in these rounds, where there are several its mean."""
+    own = recorded(run, name).removeprefix("clients/")
+    frame = run.client_values("test", own, rounds=rounds)
+    values = frame["value"].to_numpy()
+    if len(rounds) == 1:
+        return values
+    _, at = np.unique(frame["client"].to_numpy(), return_inverse=True)
+    means: np.ndarray = np.bincount(at, values) / np.bincount(at)
+    return means
+
+
+def worst_tenth(values: np.ndarray, lower: bool) -> float:
+    """Return the mean of the worst tenth of the clients, of at least one.
+
+    Those are the highest where `lower` is better; then also those without a number (NaN).
+    """
+    ordered = np.sort(values)[:: -1 if lower else 1]
+    return float(ordered[: -(-len(values) // WORST)].mean())
+
+
+def reached(run: Run, name: str, target: float) -> int | None:
+    """Return the first round in which the metric was evaluated as good as `target`, or better."""
+    frame = curve(run, name)
+    there = frame["value"] <= target if lower_is_better(name) else frame["value"] >= target
+    found = frame["round"][there]
+    return int(found.iloc[0]) if len(found) else None
+
+
+def cumulated(run: Run, names: Sequence[str], until: int) -> float:
+    """Return the sum of these training metrics over the rounds up to one."""
+    frames = [run.values("train", name) for name in names]
+    return float(sum(f["value"][f["round"] <= until].sum() for f in frames))
+
+
+def has_virtual(run: Run) -> bool:
+    """Whether every round has virtual seconds; those that older versions wrote have none."""
+    count = len(run.values("train", VIRTUAL))
+    return 0 < count == len(run.values("train", "seconds"))
