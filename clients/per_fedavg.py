@@ -16,6 +16,7 @@ from fedsim.client import Client, ClientContext, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
 from fedsim.evaluate import named_scores, score
+from fedsim.local_sgd import gradients
 from fedsim.params import FlatModel
 
 
@@ -95,7 +96,7 @@ class PerFedAvg(Client):
 
 def _gradient(model: FlatModel, x: Tensor, y: Tensor) -> tuple[float, list[Tensor]]:
     loss = F.cross_entropy(model.module(x), y)
-    return loss.item(), list(torch.autograd.grad(loss, model.parameters))
+    return loss.item(), gradients(loss, model.parameters)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedsim.client import Client, ClientContext, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
+from fedsim.local_sgd import gradients
 from fedsim.params import Params
 
 State = dict[str, Params]
@@ -68,7 +69,7 @@ class PFedMe(Client):
         for x, y in data.train.batches(config.batch_size, rng, config.epochs, config.steps):
             for k in range(config.inner_steps):
                 loss = F.cross_entropy(module(x), y)
-                grads = torch.autograd.grad(loss, theta)
+                grads = gradients(loss, theta)
                 with torch.no_grad():
                     torch._foreach_lerp_(theta, w, config.lr * config.lam)
                     torch._foreach_add_(theta, grads, alpha=-config.lr)

@@ -235,7 +235,7 @@ class LocalSGD(Client):
             loss = self.loss(fit, x, y)
             if loss is None:
                 continue
-            grads = list(torch.autograd.grad(loss, parameters))
+            grads = gradients(loss, parameters)
             with torch.no_grad():
                 self._step(fit, self.gradient(fit, grads))
                 self.after_step(fit)
@@ -360,3 +360,8 @@ class LocalSGD(Client):
         weights = [float(task.data.num_train) for task in fit.tasks]
         states = [task.state for task in fit.tasks]
         return GroupUpdate({"model": Rows(fit.start, fit.flat.cpu())}, weights, metrics, states)
+
+
+def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradient of a loss in each parameter, zeros where it does not depend on one."""
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))

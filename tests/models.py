@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from fedsim.models import BodyHead
@@ -36,3 +37,11 @@ def normed(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         nn.Flatten(),
     )
     return BodyHead(body, 4 * (height // 2) * (width // 2), num_classes)
+
+
+def with_a_spare(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A linear head, and a parameter that the output does not depend on."""
+    channels, height, width = input_shape
+    module = BodyHead(nn.Flatten(), channels * height * width, num_classes)
+    module.spare = nn.Parameter(torch.ones(3))
+    return module

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fedsim
 from fedsim.client import ClientContext, Task, Update
 from fedsim.data.dataset import Card, Split
 from fedsim.data.partition import ClientIndices
@@ -17,6 +19,7 @@ from fedsim.models.cnn import cnn
 from fedsim.models.mlp import mlp
 from fedsim.models.resnet import resnet
 from fedsim.params import FlatModel, Params
+from tests.runs import TESTS, events, tiny
 
 NOBODY = np.array([], np.int32)
 
@@ -421,3 +424,14 @@ def test_a_batch_without_a_loss_is_passed_over() -> None:
     expected = (pytest.approx(0.5), pytest.approx(float(np.log(2))))
     assert trained({2, 3}, 3) == trained(set(), 1) == expected
     assert trained({1}, 1) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "pfedme", "per-fedavg"])
+def test_a_parameter_that_the_output_does_not_depend_on_stays(
+    strategy: str, tmp_path: Path
+) -> None:
+    model = {"name": f"{TESTS}/models.py:with_a_spare"}
+    run = fedsim.run(tiny(strategy={"name": strategy}, model=model), out=tmp_path)
+    assert events(run) == []
+    assert run.arrays()["spare"].tolist() == [1.0, 1.0, 1.0]
+    assert run.final["test/generic/accuracy"] > 0.3
