@@ -57,19 +57,6 @@ class KeepsMuch(LocalSGD):
         return {"kept": bytes([ctx.client_id]) * 2**20}, update
 
 
-class NotesGPUs(LocalSGD):
-    """Local SGD that writes which GPUs its process sees into a file of the process's number."""
-
-    @dataclass(frozen=True)
-    class Config(LocalSGD.Config):
-        folder: str = ""
-
-    def train(self, payload: Tree, state: Any, data: Any, rng: Any, ctx: Any) -> Any:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-        (Path(self.config.folder) / str(os.getpid())).write_text(seen)
-        return super().train(payload, state, data, rng, ctx)
-
-
 class SendsBody(LocalSGD):
     """Sends its body under another key than FedAvg needs."""
 

@@ -17,7 +17,7 @@ from fedsim.config import Experiment
 TESTS = Path(__file__).resolve().parent
 FAULTY = f"{TESTS}/faults.py:Faulty"
 TRACING = f"{TESTS}/clients.py:Tracing"
-NOTES_GPUS = f"{TESTS}/clients.py:NotesGPUs"
+NOTES_GPUS = f"{TESTS}/notes_gpus.py:NotesGPUs"
 KEEPS_MUCH = f"{TESTS}/clients.py:KeepsMuch"
 DROPOUT_AND_BATCH_NORM = f"{TESTS}/models.py:dropout_and_batch_norm"
 
