@@ -50,3 +50,13 @@ def check_images(model: str, input_shape: tuple[int, ...]) -> None:
         "'text', for texts (L, V)",
         tuple(input_shape),
     )
+
+
+def check_texts(model: str, input_shape: tuple[int, ...]) -> None:
+    """Raise `InputError` unless the inputs are texts (L, V); `model` is the model's name."""
+    check(
+        len(input_shape) == 2,
+        f"model {model!r} needs a data set of texts, with inputs (L, V), L tokens of a vocabulary "
+        "of V; use a model of images, such as 'cnn', for images (C, H, W)",
+        tuple(input_shape),
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedsim.data.dataset import Card
 from fedsim.data.words import END
 from fedsim.errors import check
-from fedsim.models import BodyHead
+from fedsim.models import BodyHead, check_texts
 from fedsim.pretrained.word_vectors import start_from
 
 
@@ -59,12 +59,7 @@ def text(
         InputError: an option out of range, vectors that are missing or damaged, or a data set that
             is not of texts.
     """
-    check(
-        len(input_shape) == 2,
-        "model 'text' needs a data set of texts, with inputs (L, V), L tokens of a vocabulary of "
-        "V; use a model of images, such as 'cnn', for images (C, H, W)",
-        tuple(input_shape),
-    )
+    check_texts("text", input_shape)
     check(width >= 1, "width must be >= 1", width)
     check(hidden >= 1, "hidden must be >= 1", hidden)
     check(pool in ("mean", "max"), "pool must be 'mean' or 'max'", pool)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Card
 from fedsim.errors import InputError, check
-from fedsim.models import BodyHead
-from fedsim.pretrained import without_bars
+from fedsim.models import BodyHead, check_texts
+from fedsim.pretrained import check_sizes, without_bars
 from fedsim.pretrained.text import SubWords, load_encoder, most_tokens, sub_words
 
 _SIZES = {"width": 64, "layers": 2, "heads": 2}
@@ -118,12 +118,7 @@ def text_encoder(
             damaged or of other sizes than asked for, an option out of range, a data set that is not
             of texts or does not tell its words.
     """
-    check(
-        len(input_shape) == 2,
-        "model 'text-encoder' needs a data set of texts, with inputs (L, V), L tokens of a "
-        "vocabulary of V",
-        tuple(input_shape),
-    )
+    check_texts("text-encoder", input_shape)
     asked = {"width": width, "layers": layers, "heads": heads}
     given = {name: value for name, value in asked.items() if value is not None}
     for name, value in given.items():
@@ -146,7 +141,7 @@ def text_encoder(
         text = f"weights need the {input_shape[1]} words of the data set's vocabulary"
         check(len(vocabulary) == input_shape[1], text, len(vocabulary))
         model, tokeniser = load_encoder(weights, dropout)
-        _check_sizes(model.config, given, weights)
+        check_sizes(model.config, given, weights)
         most = most_tokens(model, tokeniser)
         check(length <= most, f"length must be at most {most} with {weights}", length)
         words = sub_words(tokeniser, vocabulary, length)
@@ -177,13 +172,3 @@ def _random(
         pad_token_id=0,
     )
     return transformers.BertModel(config, add_pooling_layer=False)
-
-
-def _check_sizes(config: Any, given: dict[str, int], weights: str) -> None:
-    found = {
-        "width": int(config.hidden_size),
-        "layers": int(config.num_hidden_layers),
-        "heads": int(config.num_attention_heads),
-    }
-    for name, value in given.items():
-        check(value == found[name], f"{name} must be that of {weights} ({found[name]})", value)

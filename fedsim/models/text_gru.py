@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from fedsim.data.dataset import Card
 from fedsim.data.words import END
 from fedsim.errors import check
-from fedsim.models import BodyHead
+from fedsim.models import BodyHead, check_texts
 from fedsim.pretrained.word_vectors import start_from
 
 
@@ -67,12 +67,7 @@ def text_gru(
         InputError: an option out of range, vectors that are missing or damaged, or a data set that
             is not of texts.
     """
-    check(
-        len(input_shape) == 2,
-        "model 'text-gru' needs a data set of texts, with inputs (L, V), L tokens of a vocabulary "
-        "of V",
-        tuple(input_shape),
-    )
+    check_texts("text-gru", input_shape)
     check(width >= 1, "width must be >= 1", width)
     check(hidden >= 1, "hidden must be >= 1", hidden)
     check(pool in ("mean", "last"), "pool must be 'mean' or 'last'", pool)

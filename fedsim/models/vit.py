@@ -21,7 +21,14 @@ from fedsim.data.dataset import Card
 from fedsim.errors import InputError, check
 from fedsim.models import BodyHead, check_images
 from fedsim.models._renormalise import Renormalise
-from fedsim.pretrained import Statistics, load_backbone, statistics, without_bars, write_statistics
+from fedsim.pretrained import (
+    Statistics,
+    check_sizes,
+    load_backbone,
+    statistics,
+    without_bars,
+    write_statistics,
+)
 
 _SIZES = {"patch": 4, "width": 96, "layers": 6, "heads": 3}
 """Of a backbone without weights, unless given."""
@@ -241,7 +248,7 @@ def vit(
         wanted = statistics(None, normalise, channels)
     else:
         model, folder = load_backbone(weights)
-        _check_sizes(model.config, _given(asked), weights)
+        check_sizes(model.config, _given(asked), weights)
         wanted_channels = int(model.config.num_channels)
         text = f"the weights in {weights} need {wanted_channels} channels"
         check(wanted_channels == channels, text, channels)
@@ -276,17 +283,6 @@ def _random(transformers: Any, sizes: dict[str, int], side: int, channels: int) 
         attention_probs_dropout_prob=0.0,
     )
     return transformers.ViTModel(config, add_pooling_layer=False)
-
-
-def _check_sizes(config: Any, asked: dict[str, int], weights: str) -> None:
-    found = {
-        "patch": _pair(config.patch_size)[0],
-        "width": int(config.hidden_size),
-        "layers": int(config.num_hidden_layers),
-        "heads": int(config.num_attention_heads),
-    }
-    for name, value in asked.items():
-        check(value == found[name], f"{name} must be that of {weights} ({found[name]})", value)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -52,7 +52,7 @@ def load_backbone(weights: str) -> tuple[Any, str | Path]:
         config = transformers.AutoConfig.from_pretrained(place)
     text = f"the weights {weights!r} must be of a model of type {', '.join(KINDS)}"
     check(config.model_type in KINDS, text, config.model_type)
-    _check_sizes(weights, config)
+    _check_config(weights, config)
     with loading(weights):
         kind: Any = transformers.ViTModel if config.model_type == "vit" else transformers.AutoModel
         extra = {"add_pooling_layer": False} if config.model_type == "vit" else {}
@@ -65,13 +65,22 @@ def load_backbone(weights: str) -> tuple[Any, str | Path]:
     return model, place
 
 
-def _check_sizes(weights: str, config: Any) -> None:
+def _check_config(weights: str, config: Any) -> None:
     for name in (*_COUNTS, *_SIDES):
         value = getattr(config, name)
         pair = name in _SIDES and isinstance(value, list | tuple) and len(value) == 2
         sizes = value if pair else (value,)
         text = f"{name} must be >= 1 in the config.json of the weights {weights!r}"
         check(all(isinstance(size, int) and size >= 1 for size in sizes), text, value)
+
+
+def check_sizes(config: Any, asked: Mapping[str, int], weights: str) -> None:
+    """Raise `InputError` unless a model's `patch`, `width`, `layers` and `heads` are as asked."""
+    names = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
+    for name, value in asked.items():
+        found = getattr(config, names.get(name, f"{name}_size"))
+        found = found if isinstance(found, int) else found[0]
+        check(value == found, f"{name} must be that of {weights} ({found})", value)
 
 
 @contextmanager
