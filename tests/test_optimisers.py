@@ -97,6 +97,15 @@ def test_some_parameters_have_a_rate_of_their_own(name: Any) -> None:
     assert float(plain["b"]) == pytest.approx(3.0 - 0.1 * (0.5 if name == "sgd" else 1.0))
 
 
+@pytest.mark.parametrize(("bound", "expected"), [(1.0, [0.6, 0.8]), (10.0, [3.0, 4.0])])
+def test_the_bound_is_on_all_gradients_together(bound: float, expected: list[float]) -> None:
+    """3 and 4 in two tensors have the norm 5."""
+    zeros = {"a": torch.zeros(1), "b": torch.zeros(1)}
+    gradients = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
+    moved, _ = Optimiser("sgd", clip_norm=bound).moved(zeros, gradients, 1.0, {})
+    assert [-float(w) for w in moved.values()] == pytest.approx(expected, abs=1e-5)
+
+
 def test_moving_leaves_what_it_was_given() -> None:
     optimiser = Optimiser("adam", clip_norm=1.0)
     weights, gradients = {"w": torch.ones(2)}, {"w": torch.tensor([3.0, 4.0])}
