@@ -9,9 +9,12 @@ The words are those of the data set, in lower case and without what separated th
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,21 +28,59 @@ _SIZES = {"width": 64, "layers": 2, "heads": 2}
 """Of an encoder without weights, unless given."""
 
 
+class Memory:
+    """Features of texts, each computed once and kept, up to so many bytes; beyond them anew.
+
+    A text is computed alone: the bits of a matrix product depend on what else is in the batch, and
+    a text's must not depend on who asked for it first.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+        self._known: dict[bytes, np.ndarray] = {}
+
+    @torch.no_grad()
+    def get(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the features (batch, width) of texts (batch, L), with one call for each new one.
+
+        No gradient goes through them.
+        """
+        if len(x) == 0:
+            return compute(x)
+        found = []
+        for text in x.cpu().numpy():
+            key = text.tobytes()
+            row = self._known.get(key)
+            if row is None:
+                row = compute(torch.from_numpy(text[None]).to(x.device))[0].cpu().numpy()
+                if len(key) + row.nbytes <= self._left:
+                    self._left -= len(key) + row.nbytes
+                    self._known[key] = row
+            found.append(row)
+        return torch.from_numpy(np.stack(found)).to(x.device)
+
+
 class Encoder(nn.Module):
     """Texts of word numbers, int64 (batch, L), to features (batch, width).
 
-    With `fixed` the transformer never leaves eval mode. A text without words is what the encoder
-    makes of its special tokens.
+    With `fixed` the transformer never leaves eval mode, and `memory` may keep what it makes of a
+    text. A text without words is what the encoder makes of its special tokens.
     """
 
     def __init__(
-        self, model: Any, words: SubWords, pool: Literal["cls", "mean"], fixed: bool, bfloat16: bool
+        self,
+        model: Any,
+        words: SubWords,
+        pool: Literal["cls", "mean"],
+        fixed: bool,
+        bfloat16: bool,
+        memory: Memory | None,
     ) -> None:
         super().__init__()
         self.model = model
         self.width = int(model.config.hidden_size)
         self._words, self._pool = words, pool
-        self._fixed, self._bfloat16 = fixed, bfloat16
+        self._fixed, self._bfloat16, self._memory = fixed, bfloat16, memory
         self.train()
 
     def train(self, mode: bool = True) -> Encoder:
@@ -49,6 +90,9 @@ class Encoder(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._encode(x) if self._memory is None else self._memory.get(x, self._encode)
+
+    def _encode(self, x: Tensor) -> Tensor:
         tokens, mask = self._words(x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bfloat16):
             states = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
@@ -94,6 +138,7 @@ def text_encoder(
     frozen: bool = False,
     dropout: float = 0.0,
     precision: Literal["float32", "bfloat16"] = "float32",
+    cache: float = 0.0,
     width: int | None = None,
     layers: int | None = None,
     heads: int | None = None,
@@ -111,7 +156,8 @@ def text_encoder(
     width): the last state of the first token (cls), or the mean over all tokens of a text. With
     ``frozen: true`` the encoder is neither trained, sent nor kept in checkpoints. `dropout` is that
     of its layers in training, whatever the weights were trained with. With ``bfloat16`` it runs
-    under autocast.
+    under autocast. With a `cache` above 0 each process computes a text once and keeps it, up to so
+    many GiB; needs a frozen encoder, and gives the same bits whatever is kept.
 
     Raises:
         InputError: transformers is not installed, weights or a tokeniser that are missing or
@@ -125,6 +171,8 @@ def text_encoder(
         check(value >= 1, f"{name} must be >= 1", value)
     check(0 <= dropout < 1, "dropout must be in [0, 1)", dropout)
     check(not (frozen and dropout), "dropout must be 0 where the encoder is frozen", dropout)
+    check(0 <= cache < math.inf, "cache must be >= 0 and finite", cache)
+    check(frozen or not cache, "cache must be 0 where the encoder is trained", cache)
     try:
         import transformers
     except ImportError as error:
@@ -145,7 +193,8 @@ def text_encoder(
         most = most_tokens(model, tokeniser)
         check(length <= most, f"length must be at most {most} with {weights}", length)
         words = sub_words(tokeniser, vocabulary, length)
-    body = Encoder(model, words, pool, frozen, precision == "bfloat16")
+    memory = Memory(int(cache * 2**30)) if cache else None
+    body = Encoder(model, words, pool, frozen, precision == "bfloat16", memory)
     return TextEncoder(body, num_classes, frozen, tokeniser)
 
 

@@ -20,7 +20,7 @@ import fedsim  # noqa: E402
 from fedsim.data.dataset import Card  # noqa: E402
 from fedsim.data.words import encode  # noqa: E402
 from fedsim.errors import InputError  # noqa: E402
-from fedsim.models.text_encoder import text_encoder  # noqa: E402
+from fedsim.models.text_encoder import Memory, text_encoder  # noqa: E402
 from fedsim.params import FlatModel  # noqa: E402
 from fedsim.pretrained.text import SubWords  # noqa: E402
 from fedsim.runs.export import export_run  # noqa: E402
@@ -171,6 +171,60 @@ def test_dropout_is_off_unless_asked_for(tmp_path: Path) -> None:
     assert dropped.eval()(x).equal(plain(x))
     random: Any = text_encoder((6, 9), 2, dropout=0.5)
     assert not random(x).equal(random(x))
+
+
+class Counted:
+    """What stands for an encoder: features of a text are its words and their sum."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[list[int]]] = []
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked.append(x.tolist())
+        return torch.cat([x, x.sum(1, keepdim=True)], dim=1).float()
+
+
+def test_a_text_is_computed_alone_and_once() -> None:
+    memory, encode = Memory(1000), Counted()
+    found = memory.get(torch.tensor([[1, 2], [3, 0], [1, 2]]), encode)
+    assert found.tolist() == [[1, 2, 3], [3, 0, 3], [1, 2, 3]]
+    assert memory.get(torch.tensor([[3, 0], [2, 1]]), encode).tolist() == [[3, 0, 3], [2, 1, 3]]
+    assert encode.asked == [[[1, 2]], [[3, 0]], [[2, 1]]]
+    assert memory.get(torch.empty(0, 2, dtype=torch.int64), encode).shape == (0, 3)
+
+
+def test_memory_is_bounded() -> None:
+    """A text of two words takes 16 bytes and its three features 12: there is room for one."""
+    memory, encode = Memory(28 + 27), Counted()
+    for _ in range(2):
+        found = memory.get(torch.tensor([[1, 2], [3, 0]]), encode)
+        assert found.tolist() == [[1, 2, 3], [3, 0, 3]]
+    assert encode.asked == [[[1, 2]], [[3, 0]], [[3, 0]]]
+
+
+def test_what_is_kept_has_the_bits_of_a_text_alone(tmp_path: Path) -> None:
+    save_bert(tmp_path)
+    model, plain = (build(tmp_path, frozen=True, cache=cache) for cache in (1e-5, 0.0))
+    x = numbers(TEXTS)
+    with torch.inference_mode():
+        first = model.body(x[[3, 1]]).clone()
+    alone = torch.cat([plain.body(text) for text in x.split(1)])
+    for rows in (range(5), [1, 4, 1], [3]):
+        assert model.body(x[rows]).equal(alone[rows])
+    assert first.equal(alone[[3, 1]])
+    torch.testing.assert_close(plain.body(x), alone, rtol=0, atol=1e-6)
+    # What was first asked for where nothing is differentiated serves training as well.
+    model(x[[3, 1]]).sum().backward()
+    assert model.head.weight.grad[0].allclose(first.sum(0))
+
+
+def test_only_a_frozen_encoder_keeps_features(tmp_path: Path) -> None:
+    save_bert(tmp_path)
+    with pytest.raises(InputError, match=r"cache must be 0 where the encoder is trained, got 0\.5"):
+        build(tmp_path, cache=0.5)
+    for cache in (-1.0, math.inf):
+        with pytest.raises(InputError, match=rf"cache must be >= 0 and finite, got {cache}"):
+            build(tmp_path, frozen=True, cache=cache)
 
 
 def test_bfloat16_is_autocast(tmp_path: Path) -> None:
