@@ -1,4 +1,4 @@
-"""FedDF's client: trains its kind's encoder on its own task, and keeps its classifier."""
+"""FedDF's client: trains its part's encoder on its own task, and keeps its classifier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedsim.own_task import OwnTask, State, TaskConfig, own_scores
 class FedDF(Client):
     """Sends its encoder, keeps its classifier and its optimiser's moments.
 
-    ``personal/...`` are its scores with the server's encoder of its kind and its own classifier.
+    ``personal/...`` are its scores with the server's encoder of its part and its own classifier.
     """
 
     stateful = True

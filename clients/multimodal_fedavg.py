@@ -10,8 +10,7 @@ import torch
 
 from fedsim.client import Client, ClientContext, Tree, Update
 from fedsim.data.views import ClientData
-from fedsim.models.image_text import PART_OF
-from fedsim.own_task import OwnTask, State, TaskConfig, own_scores
+from fedsim.own_task import OwnTask, State, TaskConfig, own_scores, part_name
 from fedsim.params import Params
 
 
@@ -42,16 +41,16 @@ class MultimodalFedAvg(Client):
         ctx: ClientContext,
     ) -> tuple[State, Update]:
         task = OwnTask(self.config, state, data, rng, ctx)
-        for towers in shared(payload, data):
+        for towers in shared(payload, data, ctx):
             ctx.model.load(towers)
         for _ in range(self.config.epochs):
             task.epoch()
         model = task.model()
-        tensors: Tree = {m: model.inside(f"{task.kind}.{m}") for m in ("image", "text")}
+        tensors: Tree = {m: model.inside(f"{task.name}.{m}") for m in ("image", "text")}
         # What is shared is not kept: the next round begins from the server's. Moments are, as in
         # the methods that it is compared with.
-        travels = set(tensors["image"].put_under(f"{task.kind}.image")) | set(
-            tensors["text"].put_under(f"{task.kind}.text")
+        travels = set(tensors["image"].put_under(f"{task.name}.image")) | set(
+            tensors["text"].put_under(f"{task.name}.text")
         )
         kept = {**task.kept(), "model": model.only(lambda name: name not in travels)}
         return kept, Update(tensors, float(len(data.train)), task.metrics())
@@ -59,10 +58,10 @@ class MultimodalFedAvg(Client):
     def evaluate(
         self, payload: Tree, state: State, data: ClientData, ctx: ClientContext
     ) -> Mapping[str, float]:
-        return own_scores(state, data, ctx, *shared(payload, data))
+        return own_scores(state, data, ctx, *shared(payload, data, ctx))
 
 
-def shared(payload: Tree, data: ClientData) -> list[Params]:
+def shared(payload: Tree, data: ClientData, ctx: ClientContext) -> list[Params]:
     """Return the server's towers under the names that they have in the client's part."""
-    kind = PART_OF[data.modality]
-    return [payload[m].put_under(f"{kind}.{m}") for m in ("image", "text") if len(payload[m])]
+    name = part_name(data, ctx)
+    return [payload[m].put_under(f"{name}.{m}") for m in ("image", "text") if len(payload[m])]

@@ -10,10 +10,11 @@ import collections.abc
 import dataclasses
 import inspect
 import json
+import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -93,7 +94,7 @@ def validate(
     """
     known = options(obj)
     problems = []
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
             allowed = [*platform_keys, *known]
@@ -103,17 +104,16 @@ def validate(
             )
             continue
         annotation = known[name][0]
+        # Null where it is allowed names no component.
+        nothing = value is None and type(None) in get_args(annotation)
+        build = None if nothing else build_nested
         try:
-            kind = nested_kind(annotation)
-            if build_nested is not None and kind is not None:
-                section = _section(value, f"{key}.{name}", kind)
-                values[name] = build_nested(annotation, kind, section, f"{key}.{name}")
-            elif (
-                build_nested is not None
-                and value is not None
-                and (each := nested_values(annotation)) is not None
-            ):
-                values[name] = _build_each(value, each, f"{key}.{name}", build_nested)
+            if build and isinstance(value, list | tuple) and nested_items(annotation) is not None:
+                values[name] = _build_list(value, nested_items(annotation), f"{key}.{name}", build)
+            elif build and nested_type(annotation) is not None:
+                values[name] = _build_one(value, nested_type(annotation), f"{key}.{name}", build)
+            elif build and nested_values(annotation) is not None:
+                values[name] = _build_each(value, nested_values(annotation), f"{key}.{name}", build)
             elif isinstance(value, str) and _is_callable(annotation):
                 values[name] = load_reference(value, base, f"{key}.{name}")
             else:
@@ -140,16 +140,32 @@ def nested_kind(annotation: Any) -> str | None:
     return getattr(annotation, "component_kind", None)
 
 
+def nested_type(annotation: Any) -> Any:
+    """Return the type of options that name a component in a section of their own, else None."""
+    return _first(annotation, lambda some: some)
+
+
+def nested_items(annotation: Any) -> Any:
+    """Return the type of the items of options that list components, else None."""
+
+    def item(some: Any) -> Any:
+        arguments = get_args(some) if get_origin(some) is tuple else ()
+        return arguments[0] if arguments[1:] == (Ellipsis,) else None
+
+    return _first(annotation, item)
+
+
 def nested_values(annotation: Any) -> Any:
     """Return the type of the values of options that map names to components, else None."""
-    if get_origin(annotation) in (typing.Union, types.UnionType):
-        found = [nested_values(some) for some in get_args(annotation)]
-        return next((some for some in found if some is not None), None)
-    if get_origin(annotation) in (dict, collections.abc.Mapping):
-        value = get_args(annotation)[1]
-        if nested_kind(value) is not None:
-            return value
-    return None
+    maps = (dict, collections.abc.Mapping)
+    return _first(annotation, lambda some: get_args(some)[1] if get_origin(some) in maps else None)
+
+
+def _first(annotation: Any, part: Callable[[Any], Any]) -> Any:
+    """Return the first part that is a component's type, of a type or of a union's members."""
+    union = get_origin(annotation) in (typing.Union, types.UnionType)
+    parts = map(part, get_args(annotation) if union else (annotation,))
+    return next((some for some in parts if nested_kind(some) is not None), None)
 
 
 def words(annotation: Any) -> str:
@@ -187,10 +203,10 @@ def words(annotation: Any) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    """Return a type as a reader writes it: ``float | None``, ``tuple[int, ...]``."""
+    """Return a type as a reader writes it: ``float | None``, ``tuple[Model, ...]``."""
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=\w)", "", str(annotation))
 
 
 def _section(value: Any, key: str, kind: str) -> Mapping[str, Any]:
@@ -201,6 +217,33 @@ def _section(value: Any, key: str, kind: str) -> Mapping[str, Any]:
             f"{{name: {example}}}, got {show(value)}"
         )
     return value
+
+
+def _build_one(
+    value: Any,
+    annotation: Any,
+    key: str,
+    build_nested: Callable[[Any, str, Mapping[str, Any], str], Any],
+) -> Any:
+    """Return the component of a section, of the type `annotation`."""
+    kind = nested_kind(annotation)
+    assert kind is not None
+    return build_nested(annotation, kind, _section(value, key, kind), key)
+
+
+def _build_list(
+    value: Sequence[Any],
+    annotation: Any,
+    key: str,
+    build_nested: Callable[[Any, str, Mapping[str, Any], str], Any],
+) -> tuple[Any, ...]:
+    """Return the components of a list of sections, all of the type `annotation`."""
+    if not value:
+        raise InputError(f"{key} must name at least one, got []")
+    return tuple(
+        _build_one(some, annotation, f"{key}.{place}", build_nested)
+        for place, some in enumerate(value)
+    )
 
 
 def _build_each(
@@ -219,7 +262,7 @@ def _build_each(
             f"{show(value)}"
         )
     return {
-        name: build_nested(annotation, kind, _section(some, f"{key}.{name}", kind), f"{key}.{name}")
+        name: _build_one(some, annotation, f"{key}.{name}", build_nested)
         for name, some in value.items()
     }
 

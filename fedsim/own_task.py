@@ -22,7 +22,7 @@ from fedsim.data.views import ClientData
 from fedsim.errors import check
 from fedsim.evaluate import named_scores
 from fedsim.evaluate.retrieval import tokens_of
-from fedsim.models.image_text import PAIRS, PART_OF, RetrievalLoss, retrieval_loss
+from fedsim.models.image_text import RetrievalLoss, retrieval_loss
 from fedsim.optimisers import Name, Optimiser, placed
 from fedsim.params import Params
 from fedsim.parts import under
@@ -82,12 +82,12 @@ class OwnTask:
         if len(data.train) == 0:
             raise ValueError(f"client {ctx.client_id} has no training samples")
         self.config, self.data, self.rng, self.ctx = config, data, rng, ctx
-        self.kind = PART_OF[data.modality]
-        self.has_pairs = self.kind == PAIRS
-        self.modalities = ("image", "text") if self.has_pairs else (self.kind,)
+        self.name = part_name(data, ctx)
         ctx.model.load(own_model(state, ctx))
-        self.part: Any = ctx.model.module.get_submodule(self.kind)
-        of_part = under((self.kind,))
+        self.part: Any = ctx.model.module.get_submodule(self.name)
+        self.has_pairs = data.modality == "all"
+        self.modalities = ("image", "text") if self.has_pairs else (data.modality,)
+        of_part = under((self.name,))
         named = zip(ctx.model.parameter_names, ctx.model.parameters, strict=True)
         own = [(name, parameter) for name, parameter in named if of_part(name)]
         self._names, self._parameters = [n for n, _ in own], [p for _, p in own]
@@ -121,7 +121,7 @@ class OwnTask:
             y = self.part.texts(tokens_of(view, order))
             loss = retrieval_loss(self.part, x, y, config.retrieval_loss, config.temperature)
         else:
-            images = self.kind == "image"
+            images = self.data.modality == "image"
             read = view.inputs(order, self.rng) if images else tokens_of(view, order)
             features, labels = self.part.features(read), view.labels(order)
             of = margin_loss if config.classifier == "margin" else linear_loss
@@ -145,11 +145,18 @@ class OwnTask:
 
     def model(self) -> Params:
         """Return the client's part of the model, its names in full."""
-        return self.ctx.model.params().only(under((self.kind,)))
+        return self.ctx.model.params().only(under((self.name,)))
 
     def kept(self) -> State:
         """Return the client's state: its model and its optimiser's moments."""
         return {"model": self.model(), "optimiser": placed(self._moments, "cpu")}
+
+
+def part_name(data: ClientData, ctx: ClientContext) -> str:
+    """Return the name of the client's part of the resident model."""
+    module: Any = ctx.model.module
+    name: str = module.part_of(data.modality, ctx.client_id)
+    return name
 
 
 def own_model(state: State, ctx: ClientContext) -> Params:
@@ -170,7 +177,7 @@ def own_scores(
     for params in (own_model(state, ctx), *given):
         ctx.model.load(params)
     module: Any = ctx.model.module
-    return named_scores("personal", module.scores(PART_OF[data.modality], data.test))
+    return named_scores("personal", module.scores(part_name(data, ctx), data.test))
 
 
 def linear_loss(head: Any, features: Tensor, labels: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ from fedsim.loading import absolute_reference, load_reference, reason
 from fedsim.options import (
     REQUIRED,
     config_class,
+    nested_items,
     nested_kind,
+    nested_type,
     nested_values,
     options,
     validate,
@@ -259,10 +261,12 @@ def _fill(
             value = configured.get(option, default)
         else:
             value = getattr(configured, option)
-        nested = nested_kind(annotation)
+        nested, listed = nested_kind(nested_type(annotation)), nested_kind(nested_items(annotation))
         section = given.get(option, getattr(default, "section", None))
         each = nested_kind(nested_values(annotation))
-        if nested is not None and section is not None:
+        if listed is not None and isinstance(section, list | tuple):
+            filled[option] = [_fill_nested(listed, some, base) for some in section]
+        elif nested is not None and section is not None:
             filled[option] = _fill_nested(nested, section, base)
         elif each is not None and given.get(option) is not None:
             named = given[option].items()
@@ -291,7 +295,7 @@ def _nested(
     configured = configure(kind, name, rest, base, key)
     if kind == "strategies":
         return instantiate(obj, configured, key)
-    return annotation(name, obj, configured, key.rpartition(".")[2])
+    return annotation(name, obj, configured, key.partition(".")[2])
 
 
 def _with_key(message: str, key: str, known: set[str]) -> str:

@@ -1,14 +1,15 @@
-"""FedDF: the clients' ensemble is distilled into one model for each kind of client, and into the
-server's (Lin et al. 2020, arXiv:2006.07242, Algorithm 3).
+"""FedDF: the clients' ensemble is distilled into one model for each architecture of clients, and
+into the server's (Lin et al. 2020, arXiv:2006.07242, Algorithm 3).
 
-    client c:  starts from its kind's encoder, keeps its classifier;  sends its encoder
-    server:    encoder^kind <- sum_c n_c encoder_c / sum_c n_c  over the clients of the kind
+    client c:  starts from the encoder of its part p, keeps its classifier;  sends its encoder
+    server:    encoder^p <- sum_c n_c encoder_c / sum_c n_c  over the clients that have this part
                Ibar <- mean of the clients' representations of the public images,  Tbar likewise
                server's model: one epoch of retrieval, then one towards (Ibar, Tbar)
-               encoder^kind: one epoch towards (Ibar, Tbar)
+               encoder^p: one epoch towards (Ibar, Tbar)
 
 Representations of the public pairs stand for the paper's logits, which clients of different tasks
-do not share, and the squared distance for its divergence. Weights travel, within a kind.
+do not share, and the squared distance for its divergence. A part is that of a
+kind of client, or of each architecture that a kind has; weights travel within a part.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from fedsim.client import Metrics, Update
 from fedsim.errors import check
 from fedsim.maths.trees import weighted_mean
-from fedsim.models.image_text import PART_OF, in_encoder
+from fedsim.models.image_text import in_encoder
 from fedsim.optimisers import OptimiserState
 from fedsim.params import Params
 from fedsim.public_pairs import PublicConfig, PublicTraining, Target, check_pairs
@@ -32,13 +33,13 @@ from fedsim.strategy import Payload, ServerContext, Strategy
 
 @dataclass
 class State:
-    model: Params  # the server's part, and the encoder of each kind of client
+    model: Params  # the server's part, and the encoder of each part of clients
     round: int = 0
     moments: dict[str, OptimiserState] = field(default_factory=dict)  # by part
 
 
 class FedDF(Strategy):
-    """Weighted mean of the encoders of a kind, then distillation of the clients' ensemble."""
+    """Weighted mean of the encoders of a part, then distillation of the clients' ensemble."""
 
     sends = frozenset({"encoder"})
     needs = frozenset({"encoder"})
@@ -61,10 +62,16 @@ class FedDF(Strategy):
         return State(params)
 
     def configure(self, state: State, round: int, cohort: Sequence[int]) -> Payload:
-        kinds = {kind: state.model.only(in_encoder(kind)) for kind in PART_OF.values()}
-        return Payload({}, {client: {"encoder": kinds[self.kind(client)]} for client in cohort})
+        encoders = {part: state.model.only(in_encoder(part)) for part in self.parts()}
+        return Payload({}, {client: {"encoder": encoders[self.part(client)]} for client in cohort})
 
-    def kind(self, client: int | None) -> str:
+    def parts(self) -> list[str]:
+        """Return the names of all parts of the model that clients have."""
+        assert self.ctx is not None
+        module: Any = self.ctx.model.module
+        return [name for names in module.kinds.values() for name in names]
+
+    def part(self, client: int | None) -> str:
         """Return the part of the model that a client has.
 
         Raises:
@@ -73,24 +80,25 @@ class FedDF(Strategy):
         assert self.ctx is not None
         if client is None:
             raise ValueError("feddf needs to know whose update it is")
-        return PART_OF[self.ctx.modality(client)]
+        module: Any = self.ctx.model.module
+        name: str = module.part_of(self.ctx.modality(client), client)
+        return name
 
     def aggregate(self, state: State, updates: Sequence[Update]) -> tuple[State, Metrics]:
         assert self.ctx is not None
         round, config = state.round + 1, self.config
         moments = dict(state.moments)
-        parts = {
-            name: PublicTraining(config, self.ctx, name) for name in ("server", *PART_OF.values())
-        }
+        names = self.parts()
+        parts = {name: PublicTraining(config, self.ctx, name) for name in ("server", *names)}
         model, metrics = state.model, {}
         local: dict[str, list[Tensor]] = {"image": [], "text": []}
-        for kind in PART_OF.values():
-            senders = [u for u in updates if self.kind(u.client) == kind]
-            metrics[f"clients_{kind}"] = float(len(senders))
+        for name in names:
+            senders = [u for u in updates if self.part(u.client) == name]
+            metrics[f"clients_{name}"] = float(len(senders))
             for update in senders:
-                parts[kind].load(update.tensors["encoder"])
-                for modality in parts[kind].modalities:
-                    local[modality].append(parts[kind].embed(modality))
+                parts[name].load(update.tensors["encoder"])
+                for modality in parts[name].modalities:
+                    local[modality].append(parts[name].embed(modality))
             if senders:
                 trees = (({"encoder": u.tensors["encoder"]}, u.weight) for u in senders)
                 model = model.merged(weighted_mean(trees)["encoder"])

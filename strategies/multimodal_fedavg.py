@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fedsim.client import Metrics, Tree, Update
 from fedsim.errors import InputError, check
@@ -54,15 +55,18 @@ class MultimodalFedAvg(Strategy):
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         check_pairs(params, ctx, "multimodal-fedavg")
+        module: Any = ctx.model.module
         for modality in MODALITIES:
             shared = params.inside(f"{SERVER}.{modality}").layout
-            for part in (modality, PAIRS):
-                if params.inside(f"{part}.{modality}").layout != shared:
-                    other = modality if part == modality else f"pairs_{modality}"
-                    raise InputError(
-                        "strategy 'multimodal-fedavg' averages towers, so those of one modality "
-                        f"must be alike: model.{other} must be as model.server_{modality}"
-                    )
+            for kind in (modality, PAIRS):
+                for part in module.kinds[kind]:
+                    if params.inside(f"{part}.{modality}").layout != shared:
+                        other = modality if kind == modality else f"pairs_{modality}"
+                        raise InputError(
+                            "strategy 'multimodal-fedavg' averages towers, so those of one "
+                            f"modality must be alike: model.{other} must be as "
+                            f"model.server_{modality}"
+                        )
 
     def init(self, params: Params, ctx: ServerContext) -> State:
         self.check(params, ctx)

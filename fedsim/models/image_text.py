@@ -7,12 +7,13 @@ each, of architectures that have nothing to do with each other.
     text      text, and a classifier: what a client with texts alone has
     pairs     image and text: what a client with pairs has
 
-A tower is the body of any model of images or texts, and a linear map to `dim` numbers.
+A tower is the body of any model of images or texts, and a linear map to `dim` numbers. Where the
+clients of a kind have towers of several architectures there are further parts: image2, image3, ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.data.dataset import Card
+from fedsim.data.partition import Modality
 from fedsim.data.views import View
 from fedsim.errors import check
 from fedsim.evaluate.retrieval import Retrieval, tokens_of
@@ -32,16 +34,17 @@ from fedsim.models.text_gru import text_gru
 from fedsim.parts import under
 
 SERVER, IMAGE, TEXT, PAIRS = "server", "image", "text", "pairs"
-PARTS = (SERVER, IMAGE, TEXT, PAIRS)
 
-PART_OF = {"image": IMAGE, "text": TEXT, "all": PAIRS}
-"""The part of a client, by what it holds of a pair (`fedsim.data.partition.Modality`)."""
+KIND_OF = {"image": IMAGE, "text": TEXT, "all": PAIRS}
+"""The kind of a client, by what it holds of a pair (`fedsim.data.partition.Modality`)."""
 RetrievalLoss = Literal["pcme", "infonce"]
 
 _LARGE = Model("cnn", cnn, {"channels": (32, 64), "hidden": 128})
 _SMALL = Model("cnn", cnn)
 _RECURRENT = Model("text-gru", text_gru)
 _WORDS = Model("text", bag_of_words)
+Towers = Model | tuple[Model, ...]
+"""One model for all clients of a kind, or several that they take in turn."""
 
 
 class Tower(nn.Module):
@@ -92,15 +95,29 @@ class Part(nn.Module):
 
 
 class ImageText(nn.Module):
-    """The parts `server`, `image`, `text` and `pairs`; it is the server's that is scored."""
+    """The server's part, which is scored, and those of each kind of client.
 
-    def __init__(self, parts: dict[str, Part], dim: int, fold: int) -> None:
+    `kinds` tells the names of the parts of a kind.
+    """
+
+    def __init__(
+        self, server: Part, clients: Mapping[str, Sequence[Part]], dim: int, fold: int
+    ) -> None:
         super().__init__()
-        self.server, self.image = parts[SERVER], parts[IMAGE]
-        self.text, self.pairs = parts[TEXT], parts[PAIRS]
+        self.server = server
+        self.kinds: dict[str, list[str]] = {}
+        for kind, parts in clients.items():
+            self.kinds[kind] = [_part_name(kind, place) for place in range(len(parts))]
+            for name, part in zip(self.kinds[kind], parts, strict=True):
+                self.add_module(name, part)
         self.dim = dim
         self.scorer = Retrieval(fold)
         self.frozen: tuple[str, ...] = ()
+
+    def part_of(self, modality: Modality, client: int) -> str:
+        """Return the name of a client's part: clients take those of their kind in turn."""
+        names = self.kinds[KIND_OF[modality]]
+        return names[client % len(names)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the server's unit vectors of images."""
@@ -114,13 +131,13 @@ class ImageText(nn.Module):
         """Return the server's unit vectors (batch, dim) of texts."""
         return self.server.texts(tokens)
 
-    def scores(self, kind: str, view: View, batch_size: int = 512) -> dict[str, float]:
+    def scores(self, name: str, view: View, batch_size: int = 512) -> dict[str, float]:
         """Return a part's metrics on a view: recalls, or accuracy and loss of its classifier.
 
         Raises:
             ValueError: the view is empty.
         """
-        part: Part = self.get_submodule(kind)  # type: ignore[assignment]
+        part: Part = self.get_submodule(name)  # type: ignore[assignment]
         if part.head is None:
             return self.scorer.tally(part, view, batch_size=batch_size).metrics()
         if len(view) == 0:
@@ -130,7 +147,7 @@ class ImageText(nn.Module):
         right, loss = 0, 0.0
         with torch.inference_mode():
             for order in view.index_batches(batch_size):
-                x = view.inputs(order) if kind == IMAGE else tokens_of(view, order)
+                x = view.inputs(order) if part.image is not None else tokens_of(view, order)
                 logits, y = part.head(part.features(x)), view.labels(order)
                 right += int((logits.argmax(1) == y).sum())
                 loss += float(F.cross_entropy(logits, y, reduction="sum"))
@@ -138,9 +155,9 @@ class ImageText(nn.Module):
         return {"accuracy": right / len(view), "loss": loss / len(view)}
 
 
-def in_encoder(kind: str) -> Callable[[str], bool]:
+def in_encoder(part: str) -> Callable[[str], bool]:
     """Return the test for the tensors of a part's towers, without classifier and scalars."""
-    return under((f"{kind}.image", f"{kind}.text"))
+    return under((f"{part}.image", f"{part}.text"))
 
 
 def retrieval_loss(
@@ -165,17 +182,18 @@ def image_text(
     fold: int = 1000,
     server_image: Model = _LARGE,
     server_text: Model = _RECURRENT,
-    image: Model = _SMALL,
-    text: Model = _WORDS,
-    pairs_image: Model = _SMALL,
-    pairs_text: Model = _WORDS,
+    image: Towers = _SMALL,
+    text: Towers = _WORDS,
+    pairs_image: Towers = _SMALL,
+    pairs_text: Towers = _WORDS,
 ) -> nn.Module:
     """Image and text towers into one space of `dim` numbers, for a server and for clients.
 
     A tower is the body of the model that its option names, such as ``{name: cnn, channels: [16]}``:
     the server's two, that of clients with images alone (`image`), with texts alone (`text`), and
-    the two of clients with pairs. Retrieval is scored among all test samples and, where there are
-    more, among `fold` of them at a time.
+    the two of clients with pairs. A client's tower may be a list of models: of n, client c has the
+    one at c mod n; with two lists for pairs, both must have n. Retrieval is scored among all test
+    samples and, where there are more, among `fold` of them at a time.
 
     Raises:
         InputError: an option out of range, or a data set that is not of image-text pairs.
@@ -203,20 +221,48 @@ def image_text(
         frozen.extend(f"{at}.{name}" for name in inside)
         return Tower(made, dim)
 
-    parts = {
-        SERVER: Part(
-            tower(server_image, "server.image", input_shape),
-            tower(server_text, "server.text", text_shape),
-            dim,
-        ),
-        IMAGE: Part(tower(image, "image.image", input_shape), None, dim, num_classes),
-        TEXT: Part(None, tower(text, "text.text", text_shape), dim, num_classes),
-        PAIRS: Part(
-            tower(pairs_image, "pairs.image", input_shape),
-            tower(pairs_text, "pairs.text", text_shape),
-            dim,
-        ),
+    def parts(kind: str, images: Towers | None, texts: Towers | None) -> list[Part]:
+        of_images, of_texts = _listed(images), _listed(texts)
+        count = max(len(of_images), len(of_texts))
+        classes = num_classes if kind in (IMAGE, TEXT) else 0
+        made = []
+        for place in range(count):
+            name = _part_name(kind, place)
+            x = of_images[place % len(of_images)] if of_images else None
+            y = of_texts[place % len(of_texts)] if of_texts else None
+            made.append(
+                Part(
+                    None if x is None else tower(x, f"{name}.image", input_shape),
+                    None if y is None else tower(y, f"{name}.text", text_shape),
+                    dim,
+                    classes,
+                )
+            )
+        return made
+
+    lengths = {len(_listed(pairs_image)), len(_listed(pairs_text))} - {1}
+    check(
+        len(lengths) < 2,
+        "pairs_text must list as many models as pairs_image, or one",
+        len(_listed(pairs_text)),
+    )
+    (server,) = parts(SERVER, server_image, server_text)
+    clients = {
+        IMAGE: parts(IMAGE, image, None),
+        TEXT: parts(TEXT, None, text),
+        PAIRS: parts(PAIRS, pairs_image, pairs_text),
     }
-    module = ImageText(parts, dim, fold)
+    module = ImageText(server, clients, dim, fold)
     module.frozen = tuple(frozen)
     return module
+
+
+def _listed(models: Towers | None) -> tuple[Model, ...]:
+    if models is None:
+        return ()
+    return models if isinstance(models, tuple) else (models,)
+
+
+def _part_name(kind: str, place: int) -> str:
+    """Return the name of a kind's part: image, image2, ..."""
+    return f"{kind}{place + 1}" if place else kind

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fedsim import components
 from fedsim.api import prepare
 from fedsim.errors import InputError
-from fedsim.models.image_text import PARTS, in_encoder, retrieval_loss
+from fedsim.models.image_text import in_encoder, retrieval_loss
 from fedsim.models.resnet_imagenet import resnet_imagenet
 from fedsim.models.text_gru import text_gru
 from fedsim.models.vit import vit as model_vit
@@ -38,13 +38,57 @@ def built(**options: Any) -> Any:
 
 def test_each_part_has_towers_of_its_own_architecture() -> None:
     module = built()
-    assert [name for name, _ in module.named_children()] == list(PARTS)
+    assert [name for name, _ in module.named_children()] == ["server", "image", "text", "pairs"]
     assert module.server.image.project.in_features == 16  # 4 x 4 channels of a residual network
     assert module.image.image.project.in_features == 7
     assert module.text.text.project.in_features == 4
     assert (module.image.text, module.text.image, module.server.head) == (None, None, None)
     assert module.image.head.out_features == module.text.head.out_features == 8
     assert module.scorer.headline == "recall_sum"
+
+
+CNNS = [{"name": "cnn", "channels": [c], "hidden": h} for c, h in ((3, 7), (2, 6), (4, 9))]
+BAGS = [{"name": "text", "width": w, "hidden": 4} for w in (3, 5)]
+
+
+def test_clients_of_a_kind_take_its_architectures_in_turn() -> None:
+    module = built(image=CNNS, pairs_image=CNNS[:2], pairs_text=BAGS)
+    names = [name for name, _ in module.named_children()]
+    assert names == ["server", "image", "image2", "image3", "text", "pairs", "pairs2"]
+    widths = [module.get_submodule(name).image.project.in_features for name in names[1:4]]
+    assert widths == [7, 6, 9]
+    assert [module.part_of("image", c) for c in range(4)] == [*names[1:4], "image"]
+    assert [module.part_of("text", c) for c in range(2)] == ["text", "text"]
+    assert [module.part_of("all", c) for c in (4, 5, 6)] == ["pairs", "pairs2", "pairs"]
+    second = module.pairs2
+    assert second.image.project.in_features == 6
+    assert second.text.body[0].embedding.weight.shape[1] == 5
+    assert (module.image3.head.out_features, second.head) == (8, None)
+
+
+def test_one_of_a_pairs_towers_may_be_the_same_for_all() -> None:
+    module = built(pairs_image=CNNS, pairs_text=BAGS[0])
+    texts = [module.get_submodule(name).text for name in module.kinds["pairs"]]
+    assert len(texts) == 3
+    sizes = [{n: p.shape for n, p in tower.named_parameters()} for tower in texts]
+    assert sizes[0] == sizes[1] == sizes[2]
+    assert not texts[0].project.weight.equal(texts[1].project.weight)
+
+
+def test_what_lists_of_architectures_must_be() -> None:
+    with pytest.raises(InputError, match="pairs_text must list as many models as pairs_image, or "
+                       "one, got 2"):  # fmt: skip
+        built(pairs_image=CNNS, pairs_text=BAGS)
+    with pytest.raises(InputError, match=r"model\.image must name at least one, got \[\]"):
+        built(image=[])
+    with pytest.raises(InputError, match=r"model\.image\.1\.chanels is not an option of 'cnn'"):
+        built(image=[CNNS[0], {"name": "cnn", "chanels": [2]}])
+    with pytest.raises(InputError, match=r"model\.image\.1 must be a mapping with the name"):
+        built(image=[CNNS[0], "cnn"])
+    with pytest.raises(InputError, match=r"model\.text\.1: model 'cnn' needs a data set of images"):
+        built(text=[BAGS[0], CNNS[0]])
+    with pytest.raises(InputError, match=r"model\.server_image must be a mapping"):
+        built(server_image=CNNS)
 
 
 def test_vectors_are_of_norm_one_and_features_are_not() -> None:
