@@ -17,15 +17,20 @@ from torch import Tensor, nn
 from fedsim.data.dataset import Card
 from fedsim.errors import InputError, check
 from fedsim.models import check_images
+from fedsim.models._renormalise import Renormalise
 from fedsim.models.image_text import ImageText
 
 
 class Product(nn.Module):
-    """Unit vectors of images and questions multiplied, then one hidden layer."""
+    """Unit vectors of images and questions multiplied, then one hidden layer.
 
-    def __init__(self, towers: Any, dim: int, hidden: int) -> None:
+    `images` brings images to the statistics that the towers were trained with.
+    """
+
+    def __init__(self, towers: Any, dim: int, hidden: int, images: Renormalise) -> None:
         super().__init__()
         self.towers = towers.eval()
+        self._images = images
         self.hidden = nn.Linear(dim, hidden)
 
     def train(self, mode: bool = True) -> Product:
@@ -37,7 +42,7 @@ class Product(nn.Module):
         images, tokens = pair
         with torch.no_grad():
             # Entries of unit vectors are some 1 / sqrt(dim): back to the size of 1.
-            product = self.towers.images(images) * self.towers.texts(tokens)
+            product = self.towers.images(self._images(images)) * self.towers.texts(tokens)
             product *= product.shape[1]
         return F.relu(self.hidden(product))
 
@@ -73,7 +78,7 @@ def answers(
     and vocabulary, such as a ``union`` of pairs and questions. `hidden` units are trained.
 
     Raises:
-        InputError: no such run, a run of another model or of other shapes, a bad option.
+        InputError: no such run, a run of another model, of other shapes or words, a bad option.
     """
     from fedsim.components import build_dataset
     from fedsim.runs.results import load_run
@@ -82,6 +87,7 @@ def answers(
     check(hidden >= 1, "hidden must be >= 1", hidden)
     text_shape = None if card is None else card.text_shape
     check(text_shape is not None, "model 'answers' needs images with questions", text_shape)
+    assert card is not None
     run = load_run(towers)
     module = run.model()
     if not isinstance(module, ImageText):
@@ -95,4 +101,13 @@ def answers(
         ("texts", text_shape, trained_on.text_shape),
     ):
         check(own == theirs, f"model.towers must be a run on {what} of the shape {own}", theirs)
-    return Answers(Product(module.server, module.dim, hidden), num_classes)
+    if card.vocabulary != trained_on.vocabulary:
+        # Numbers of words would stand for other words.
+        raise InputError(
+            f"model.towers must be a run on texts of the same vocabulary, and {towers} is on "
+            f"{run.config.dataset.name!r} with another one; a union of its pairs and of these "
+            "questions has one for both"
+        )
+    images = Renormalise()
+    images.expect((card.mean, card.std), (trained_on.mean, trained_on.std))
+    return Answers(Product(module.server, module.dim, hidden, images), num_classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 
 import fedsim
 from fedsim.client import ClientContext
+from fedsim.components import build_dataset
 from fedsim.data.dataset import Card, Split
 from fedsim.data.views import PairView, View, view_for
 from fedsim.errors import InputError
 from fedsim.evaluate import score
 from fedsim.local_sgd import LocalSGD
+from fedsim.models.answers import answers
 from fedsim.params import FlatModel
 from tests.runs import events, tiny
 from tests.strategies.pairs import small
@@ -128,6 +131,19 @@ def test_the_product_of_unit_vectors(towers: Path, tmp_path: Path) -> None:
     product = inside.images(images) * inside.texts(tokens) * 8
     expected = module.head(torch.relu(module.body.hidden(product)))
     torch.testing.assert_close(module((images, tokens)), expected)
+
+
+def test_towers_see_images_as_those_that_they_were_trained_on(towers: Path) -> None:
+    own = build_dataset(fedsim.load_run(towers).config).card
+    other = replace(own, mean=(0.5, 0.1, 0.2), std=(0.25, 2.0, 0.5))
+    pixels, tokens = torch.rand(3, 3, 32, 32), torch.randint(2, 50, (3, 24))
+    found = []
+    for card in (own, other):
+        torch.manual_seed(0)
+        module = answers(own.input_shape, 2, card, towers=str(towers), hidden=6).eval()
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (card.mean, card.std))
+        found.append(module(((pixels - mean) / std, tokens)))
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize(
