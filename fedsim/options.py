@@ -30,6 +30,7 @@ REQUIRED = inspect.Parameter.empty
 """The default of an option that has none."""
 
 Options = dict[str, tuple[Any, Any]]
+BuildNested = Callable[[Any, str, Mapping[str, Any], str, str], Any]
 
 # Kinds of nested components: how a message calls one, and an example.
 _NESTED = {
@@ -81,13 +82,14 @@ def validate(
     given: Mapping[str, Any],
     key: str,
     platform_keys: tuple[str, ...] = ("name",),
-    build_nested: Callable[[Any, str, Mapping[str, Any], str], Any] | None = None,
+    build_nested: BuildNested | None = None,
     base: Path | None = None,
 ) -> dict[str, Any]:
     """Return the options of `given` converted to the types the component declares.
 
     `platform_keys` are the keys of the same section that are no options; `build_nested`
-    makes the value of an option out of its type, kind, ``{name: ...}`` section and key.
+    makes the value of an option out of its type, kind and ``{name: ...}`` section, the component's
+    key and its own key below that, such as ``image`` or ``image.1``.
 
     Raises:
         InputError: unknown, missing or ill-typed options, a line each.
@@ -109,11 +111,11 @@ def validate(
         build = None if nothing else build_nested
         try:
             if build and isinstance(value, list | tuple) and nested_items(annotation) is not None:
-                values[name] = _build_list(value, nested_items(annotation), f"{key}.{name}", build)
+                values[name] = _build_list(value, nested_items(annotation), key, name, build)
             elif build and nested_type(annotation) is not None:
-                values[name] = _build_one(value, nested_type(annotation), f"{key}.{name}", build)
+                values[name] = _build_one(value, nested_type(annotation), key, name, build)
             elif build and nested_values(annotation) is not None:
-                values[name] = _build_each(value, nested_values(annotation), f"{key}.{name}", build)
+                values[name] = _build_each(value, nested_values(annotation), key, name, build)
             elif isinstance(value, str) and _is_callable(annotation):
                 values[name] = load_reference(value, base, f"{key}.{name}")
             else:
@@ -219,38 +221,28 @@ def _section(value: Any, key: str, kind: str) -> Mapping[str, Any]:
     return value
 
 
-def _build_one(
-    value: Any,
-    annotation: Any,
-    key: str,
-    build_nested: Callable[[Any, str, Mapping[str, Any], str], Any],
-) -> Any:
+def _build_one(value: Any, annotation: Any, key: str, option: str, build: BuildNested) -> Any:
     """Return the component of a section, of the type `annotation`."""
     kind = nested_kind(annotation)
     assert kind is not None
-    return build_nested(annotation, kind, _section(value, key, kind), key)
+    section = _section(value, f"{key}.{option}", kind)
+    return build(annotation, kind, section, key, option)
 
 
 def _build_list(
-    value: Sequence[Any],
-    annotation: Any,
-    key: str,
-    build_nested: Callable[[Any, str, Mapping[str, Any], str], Any],
+    value: Sequence[Any], annotation: Any, key: str, option: str, build: BuildNested
 ) -> tuple[Any, ...]:
     """Return the components of a list of sections, all of the type `annotation`."""
     if not value:
-        raise InputError(f"{key} must name at least one, got []")
+        raise InputError(f"{key}.{option} must name at least one, got []")
     return tuple(
-        _build_one(some, annotation, f"{key}.{place}", build_nested)
+        _build_one(some, annotation, key, f"{option}.{place}", build)
         for place, some in enumerate(value)
     )
 
 
 def _build_each(
-    value: Any,
-    annotation: Any,
-    key: str,
-    build_nested: Callable[[Any, str, Mapping[str, Any], str], Any],
+    value: Any, annotation: Any, key: str, option: str, build: BuildNested
 ) -> dict[str, Any]:
     """Return the components of a mapping of sections, all of the type `annotation`."""
     kind = nested_kind(annotation)
@@ -258,11 +250,11 @@ def _build_each(
     if not isinstance(value, Mapping):
         what, example = _NESTED[kind]
         raise InputError(
-            f"{key} must map names to a {what} each, such as {{a: {{name: {example}}}}}, got "
-            f"{show(value)}"
+            f"{key}.{option} must map names to a {what} each, such as {{a: {{name: {example}}}}}, "
+            f"got {show(value)}"
         )
     return {
-        name: _build_one(some, annotation, f"{key}.{name}", build_nested)
+        name: _build_one(some, annotation, key, f"{option}.{name}", build)
         for name, some in value.items()
     }
 

@@ -15,7 +15,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -182,7 +182,7 @@ def configure(
         given,
         key,
         _platform_keys(kind) if key == SECTIONS.get(kind) else ("name",),
-        lambda annotation, nested, section, at: _nested(annotation, nested, section, base, at),
+        partial(_nested, base),
         base,
     )
     config = config_class(obj)
@@ -286,16 +286,16 @@ def _fill_nested(kind: str, section: Mapping[str, Any], base: Path | None) -> di
 
 
 def _nested(
-    annotation: Any, kind: str, section: Mapping[str, Any], base: Path | None, key: str
+    base: Path | None, annotation: Any, kind: str, section: Mapping[str, Any], key: str, option: str
 ) -> Any:
-    """Return the component of a nested section as an option of type `annotation`."""
-    name = section["name"]
+    """Return the component of the nested section `key.option` as a value of type `annotation`."""
+    name, at = section["name"], f"{key}.{option}"
     rest = {k: v for k, v in section.items() if k != "name"}
-    obj = resolve(kind, name, base, f"{key}.name")
-    configured = configure(kind, name, rest, base, key)
+    obj = resolve(kind, name, base, f"{at}.name")
+    configured = configure(kind, name, rest, base, at)
     if kind == "strategies":
-        return instantiate(obj, configured, key)
-    return annotation(name, obj, configured, key.partition(".")[2])
+        return instantiate(obj, configured, at)
+    return annotation(name, obj, configured, option)
 
 
 def _with_key(message: str, key: str, known: set[str]) -> str:

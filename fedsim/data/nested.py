@@ -19,8 +19,8 @@ class Partition:
     """A named partition and its options, called as ``within(samples, clients, rng)``.
 
     An option annotated with this type is a section of its own in an experiment file; its default
-    is such an object too: ``within: Partition = Partition("iid", iid)``. `option` is the option's
-    name, as messages tell it.
+    is such an object too: ``within: Partition = Partition("iid", iid)``. `option` is its key in
+    the section of the other one.
     """
 
     component_kind: ClassVar[str] = "partitions"

@@ -20,7 +20,7 @@ class Model:
     """A named model and its options, called as ``tower(input_shape, num_classes, card)``.
 
     An option annotated with this type is a section of its own in an experiment file; its default
-    is such an object too. `option` is the option's name, as messages tell it.
+    is such an object too. `option` is its key in the section, such as image.1.
     """
 
     component_kind: ClassVar[str] = "models"

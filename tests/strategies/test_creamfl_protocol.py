@@ -118,7 +118,8 @@ def test_who_has_what(data: Path) -> None:
     assert {names[d] for d in domain[manifest.public_rows]} == {"coco"}
     owned = [{names[d] for d in domain[manifest.client(c).train]} for c in range(7)]
     assert owned == [{"cifar100"}] * 2 + [{"ag-news"}] * 2 + [{"flickr30k"}] * 3
-    assert len(dataset.test) == 9
+    assert len(dataset.test) == 9 * 2  # images and their captions
+    assert len(set(dataset.test.extra["group"].tolist())) == 9
     assert {names[d] for d in dataset.test.extra["domain"]} == {"coco"}
     assert dataset.num_classes == 100 + 4 + 1 + 1
     texts = [dataset.vocabulary[t] for t in dataset.test.extra["tokens"][0] if t > 1]

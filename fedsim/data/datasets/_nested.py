@@ -13,7 +13,10 @@ from fedsim.errors import InputError, check
 
 @dataclass(frozen=True)
 class Source:
-    """A named data set and its options, called as ``source()``; `option` is where it stands."""
+    """A named data set and its options, called as ``source()``.
+
+    `option` is its key in the section, such as sets.a.
+    """
 
     component_kind: ClassVar[str] = "datasets"
 
@@ -36,7 +39,7 @@ class Source:
         try:
             made = self.function(**self.options)
         except InputError as error:
-            text = re.sub(r"\bdataset\.", f"dataset.sets.{self.option}.", str(error))
+            text = re.sub(r"\bdataset\.", f"dataset.{self.option}.", str(error))
             raise InputError(text) from error
         check(
             isinstance(made, Dataset), f"dataset {self.name!r} must return a fedsim Dataset", made

@@ -99,6 +99,7 @@ def captions(
     set: Literal["coco", "coco-karpathy", "flickr30k"] = "coco",
     root: str | None = None,
     rows: Rows = "image",
+    test_rows: Rows | None = None,
     size: tuple[int, int] = (64, 64),
     fit: Fit = "squash",
     length: int = 32,
@@ -110,9 +111,10 @@ def captions(
     `root` is the folder of the annotations and the images; without it, the usual folders are
     looked through. With ``rows: image`` an image is one sample with its first caption, with
     ``rows: caption`` there is a sample for each caption and the image is repeated: five times the
-    space. Images are resized to `size` (H, W), `fit` by ``squash`` or ``crop``: 64 x 64 takes 12 kB
-    a sample, 224 x 224 takes 150 kB. Texts are cut at `length` tokens, the `vocabulary` after so
-    many words of the training captions. `limit` keeps the first so many images of each split.
+    space. `test_rows` says so for validation and test splits, null for the same. Images are resized
+    to `size` (H, W), `fit` by ``squash`` or ``crop``: 64 x 64 takes 12 kB a sample, 224 x 224 takes
+    150 kB. Texts are cut at `length` tokens, the `vocabulary` after so many words of the training
+    captions. `limit` keeps the first so many images of each split.
 
     There are no classes: y is 0. Columns: `tokens`, `text` and `group`, the image's number, which
     the captions of an image share.
@@ -121,14 +123,16 @@ def captions(
         InputError: files or images that are missing or damaged; a bad option.
     """
     check(set in SETS, f"dataset.set must be one of {', '.join(SETS)}", set)
-    check(rows in get_args(Rows), f"dataset.rows must be one of {get_args(Rows)}", rows)
+    for name, value in (("rows", rows), ("test_rows", test_rows or rows)):
+        check(value in get_args(Rows), f"dataset.{name} must be one of {get_args(Rows)}", value)
     check(limit is None or limit >= 1, "dataset.limit must be >= 1", limit)
     how = Pictures(size, fit, length, vocabulary)
     folders = data_folders(set, root)
     found = _find_coco(folders) if set == "coco" else _find_karpathy(set, folders)
-    identity = f"{set}{rows}{how}{limit}{found.fingerprint}"
+    each = {"train": rows, "validation": test_rows or rows, "test": test_rows or rows}
+    identity = f"{set}{each}{how}{limit}{found.fingerprint}"
     key = f"captions-1-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    arrays = cached_arrays(key, lambda: _build(set, found, rows, how, limit))
+    arrays = cached_arrays(key, lambda: _build(set, found, each, how, limit))
     card = SETS[set]
     without = int(arrays["without"].sum())
     if without:
@@ -176,7 +180,9 @@ def _find_karpathy(name: str, folders: Sequence[Path]) -> _Found:
     return _Found(files, {"all": folder if name == "flickr30k" else folder.parent})
 
 
-def _build(name: str, found: _Found, rows: Rows, how: Pictures, limit: int | None) -> Built:
+def _build(
+    name: str, found: _Found, rows: Mapping[str, Rows], how: Pictures, limit: int | None
+) -> Built:
     if name == "coco":
         images = {part: read_coco(path) for part, path in found.files.items()}
         folders = found.folders
@@ -185,7 +191,7 @@ def _build(name: str, found: _Found, rows: Rows, how: Pictures, limit: int | Non
         folders = dict.fromkeys(images, found.folders["all"])
     without = {part: sum(not i.captions for i in some[:limit]) for part, some in images.items()}
     parts = {
-        part: Part([p for i in some[:limit] for p in _pairs(i, folders[part], rows)])
+        part: Part([p for i in some[:limit] for p in _pairs(i, folders[part], rows[part])])
         for part, some in images.items()
     }
     counts = np.array(list(without.values()), np.int64)

@@ -123,6 +123,24 @@ def test_flickr30k_has_three_splits(tmp_path: Path) -> None:
     assert dataset.test.extra["text"].tolist() == [b"image 0 text 0."]
     every = captions(set="flickr30k", root=str(tmp_path / "data"), rows="caption", size=(2, 2))
     assert every.train.extra["group"].tolist() == [1, 1, 2, 2, 2, 4, 4, 4, 4, 4]
+    assert every.validation is not None
+    assert every.validation.extra["group"].tolist() == [3, 3, 3, 3]
+    scored = captions(
+        set="flickr30k", root=str(tmp_path / "data"), test_rows="caption", size=(2, 2)
+    )
+    assert scored.train.extra["group"].tolist() == [1, 2, 4]
+    assert scored.validation is not None
+    assert scored.validation.extra["group"].tolist() == [3, 3, 3, 3]
+    assert scored.test.extra["text"].tolist() == [b"image 0 text 0."]
+
+
+def test_what_is_scored_may_have_one_row_an_image(tmp_path: Path) -> None:
+    root = coco(tmp_path / "data")
+    dataset = captions(root=root, rows="caption", test_rows="image", size=(2, 2))
+    both = captions(root=root, rows="caption", size=(2, 2))
+    assert len(both.test) == 2 * len(dataset.test)
+    assert dataset.test.extra["group"].tolist() == both.test.extra["group"][::2].tolist()
+    assert dataset.train.extra["group"].tolist() == [5, 5, 3, 3]
 
 
 def test_coco_in_karpathys_splits(tmp_path: Path) -> None:
@@ -234,6 +252,7 @@ def test_damaged_karpathy_files(
     [
         ({"set": "flickr8k"}, r"dataset\.set must be one of coco, coco-karpathy, flickr30k"),
         ({"rows": "images"}, r"dataset\.rows must be one of"),
+        ({"test_rows": "images"}, r"dataset\.test_rows must be one of"),
         ({"limit": 0}, r"dataset\.limit must be >= 1"),
         ({"size": (0, 4)}, r"dataset\.size must be >= 1"),
     ],
