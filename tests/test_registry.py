@@ -400,3 +400,48 @@ def test_complete_tells_the_problems_of_all_sections_at_once(folder: Path) -> No
     lines = str(caught.value).splitlines()
     assert lines[0] == "exp.yaml has 3 problems:"
     assert [line.split()[0] for line in lines[1:]] == ["client.lrr", "client.lr", "dataset.name"]
+
+
+LISTS = """
+from fedsim.models._nested import Model
+
+def model(shape, classes, *, first: Model | None = None, others: tuple[Model, ...] = (),
+          named: dict[str, Model] | None = None, either: Model | tuple[Model, ...] = ()):
+    return first, others, named, either
+"""
+
+
+def test_options_name_one_list_several_or_map_names_to_components(tmp_path: Path) -> None:
+    (tmp_path / "lists.py").write_text(LISTS)
+    cnn = {"name": "cnn", "hidden": 3}
+    given = {"first": None, "others": [{"name": "mlp"}, cnn], "named": {"a": cnn}, "either": cnn}
+    found = configure("models", "./lists.py:model", given, tmp_path)
+    assert found["first"] is None
+    assert [(m.name, m.option) for m in found["others"]] == [
+        ("mlp", "others.0"),
+        ("cnn", "others.1"),
+    ]
+    assert (found["named"]["a"].option, found["either"].option) == ("named.a", "either")
+    assert [m.options for m in (found["others"][1], found["either"])] == [{"hidden": 3}] * 2
+    both = configure("models", "./lists.py:model", {"first": cnn, "either": [cnn, cnn]}, tmp_path)
+    assert both["first"].option == "first"
+    assert [m.option for m in both["either"]] == ["either.0", "either.1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"others": []}, r"model\.others must name at least one, got \[\]"),
+        ({"others": [{"name": "cnm"}]}, r"model\.others\.0\.name must be one of .*'cnn'"),
+        ({"either": [{"name": "cnn"}, 3]}, r"model\.either\.1 must be a mapping .* got 3"),
+        ({"either": None}, r"model\.either must be a mapping with the name and options of a model"),
+        ({"named": [{"name": "cnn"}]}, r"model\.named must map names to a model each"),
+        ({"first": [{"name": "cnn"}]}, r"model\.first must be a mapping with the name"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_list_of_components(
+    given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "lists.py").write_text(LISTS)
+    with pytest.raises(InputError, match=message):
+        configure("models", "./lists.py:model", given, tmp_path)
