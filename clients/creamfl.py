@@ -93,7 +93,7 @@ class CreamFL(Client):
     def evaluate(
         self, payload: Tree, state: State, data: ClientData, ctx: ClientContext
     ) -> Mapping[str, float]:
-        return own_scores(state, data, ctx)
+        return own_scores(self.config, state, data, ctx)
 
 
 class Regularised(OwnTask):

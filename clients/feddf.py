@@ -50,4 +50,4 @@ class FedDF(Client):
     def evaluate(
         self, payload: Tree, state: State, data: ClientData, ctx: ClientContext
     ) -> Mapping[str, float]:
-        return own_scores(state, data, ctx, payload["encoder"])
+        return own_scores(self.config, state, data, ctx, payload["encoder"])

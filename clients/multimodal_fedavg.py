@@ -58,7 +58,7 @@ class MultimodalFedAvg(Client):
     def evaluate(
         self, payload: Tree, state: State, data: ClientData, ctx: ClientContext
     ) -> Mapping[str, float]:
-        return own_scores(state, data, ctx, *shared(payload, data, ctx))
+        return own_scores(self.config, state, data, ctx, *shared(payload, data, ctx))
 
 
 def shared(payload: Tree, data: ClientData, ctx: ClientContext) -> list[Params]:

@@ -110,6 +110,7 @@ def server_context(parts: Parts) -> ServerContext:
         model=parts.model,
         dataset=dataset,
         server=server,
+        public=len(owned) > 0 and len(parts.manifest.public_rows) == len(owned),
         modalities=parts.manifest.modality,
     )
 

@@ -53,6 +53,8 @@ class TaskConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "pairs_batch_size"):
             check(getattr(self, name) >= 1, f"{name} must be >= 1", getattr(self, name))
+        drops = self.lr_drops
+        check(all(drop >= 1 for drop in drops), "lr_drops must be rounds, each >= 1", drops)
         for name in ("lr", "pairs_lr"):
             value = getattr(self, name)
             check(0 < value < math.inf, f"{name} must be > 0 and finite", value)
@@ -166,18 +168,25 @@ def own_model(state: State, ctx: ClientContext) -> Params:
 
 
 def own_scores(
-    state: State, data: ClientData, ctx: ClientContext, *given: Params
+    config: TaskConfig, state: State, data: ClientData, ctx: ClientContext, *given: Params
 ) -> Mapping[str, float]:
     """Return ``personal/...`` of the client's model on its test data, in its own task.
 
-    `given` are tensors that stand for those of its own. Empty where it has no test data.
+    `given` are tensors that stand for those of its own. Empty where it has no test data. With the
+    classifier ``margin`` logits are as in training, without the margin.
     """
     if len(data.test) == 0:
         return {}
     for params in (own_model(state, ctx), *given):
         ctx.model.load(params)
     module: Any = ctx.model.module
-    return named_scores("personal", module.scores(part_name(data, ctx), data.test))
+    name = part_name(data, ctx)
+    head = module.get_submodule(name).head
+    if head is not None and config.classifier == "margin":
+        with torch.no_grad():
+            head.weight.clamp_(min=0)
+            head.bias.zero_()
+    return named_scores("personal", module.scores(name, data.test))
 
 
 def linear_loss(head: Any, features: Tensor, labels: Tensor) -> Tensor:
@@ -188,7 +197,8 @@ def linear_loss(head: Any, features: Tensor, labels: Tensor) -> Tensor:
 def margin_loss(head: Any, features: Tensor, labels: Tensor) -> Tensor:
     """Return the classification loss of CreamFL's code: weights W >= 0, no bias, margin 4.
 
-    Plus half the cross-entropy of W W^T (C, C) against the classes themselves.
+    Plus half the cross-entropy of W W^T (C, C) against the classes themselves. That code multiplies
+    features by 128 first, which is left out.
     """
     weight = head.weight.clamp_min(0)
     margin = 4.0 * F.one_hot(labels, len(weight))

@@ -1,7 +1,8 @@
 """Training a part of an image-text model on public pairs, as a server does.
 
-Each call is one epoch over all pairs in a new random order: supervised retrieval, or the distance
-to given representations. Weights and the optimiser's moments are passed in and returned.
+Each call is one epoch over all pairs in a new random order: supervised retrieval, of images that
+are augmented where the experiment says so, or the distance to given representations. Weights and
+the optimiser's moments are passed in and returned.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ class PublicTraining:
         """
         config = self._config
 
-        def loss(rows: Tensor) -> Tensor:
-            x, y = self._both(rows)
+        def loss(rows: Tensor, draw: torch.Generator) -> Tensor:
+            x, y = self._images(rows, draw), self._texts(rows)
             return retrieval_loss(self.part, x, y, config.retrieval_loss, config.temperature)
 
         return self._epoch(loss, moments, round, f"supervised-{epoch}" if epoch else "supervised")
@@ -130,7 +131,7 @@ class PublicTraining:
         mse: the mean over pairs and dimensions; l2: of the unsquared distances, over pairs.
         """
 
-        def loss(rows: Tensor) -> Tensor:
+        def loss(rows: Tensor, draw: torch.Generator) -> Tensor:
             total = torch.zeros((), device=self.public.device)
             for targets, embed in ((images, self._images), (texts, self._texts)):
                 if targets:
@@ -154,7 +155,7 @@ class PublicTraining:
 
     def _epoch(
         self,
-        loss_of: Callable[[Tensor], Tensor],
+        loss_of: Callable[[Tensor, torch.Generator], Tensor],
         moments: OptimiserState,
         round: int,
         purpose: str,
@@ -169,7 +170,7 @@ class PublicTraining:
             seed_generators(self.public.device, rng.derive(ctx.seed, address, round))
             order = ctx.generator(address, round)
             for rows in self.public.index_batches(config.batch_size, order):
-                loss = loss_of(rows)
+                loss = loss_of(rows, order)
                 if not loss.requires_grad:
                     continue
                 gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
@@ -177,11 +178,8 @@ class PublicTraining:
                 total, batches = total + float(loss.detach()), batches + 1
         return placed(moments, "cpu"), total / max(1, batches)
 
-    def _both(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self._images(rows), self._texts(rows)
-
-    def _images(self, rows: Tensor) -> Tensor:
-        found: Tensor = self.part.images(self.public.inputs(rows))
+    def _images(self, rows: Tensor, draw: torch.Generator | None = None) -> Tensor:
+        found: Tensor = self.part.images(self.public.inputs(rows, draw))
         return found
 
     def _texts(self, rows: Tensor) -> Tensor:
@@ -200,7 +198,7 @@ def check_pairs(params: Params, ctx: ServerContext, name: str) -> None:
     """Raise `InputError` unless the model is of images and texts and there are public pairs."""
     if not isinstance(ctx.model.module, ImageText):
         raise InputError(f"strategy {name!r} needs the model {{name: image-text}}")
-    if ctx.server is None:
+    if not ctx.public:
         raise InputError(
             f"strategy {name!r} needs public pairs, such as partition: {{name: public, size: 800, "
             "within: {name: modality, ...}}"

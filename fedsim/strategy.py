@@ -43,7 +43,8 @@ class ServerContext:
     """What a strategy may know: fixed for the whole run.
 
     `model` is a resident model of the server's own; load parameters into it before use. `server`
-    are the training samples that the partition gives to the server itself, None if it gives none.
+    are the training samples that the partition gives to the server itself, None if it gives none;
+    `public` says whether all clients know them too.
     Both are on a GPU where workers have any and the server has samples; states stay on the CPU.
     `modalities` uint8 (num_clients,) says which of `MODALITIES` each client holds; empty if all.
     """
@@ -56,6 +57,7 @@ class ServerContext:
     model: FlatModel
     dataset: Dataset
     server: View | None = None
+    public: bool = False
     modalities: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def generator(self, purpose: str, round: int) -> torch.Generator:

@@ -13,7 +13,7 @@ arXiv:2302.08888).
 
 `init` does steps 1 and 3 of round 1, `aggregate` steps 5 and 6 of its round, then 1 and 3 of the
 next, on a copy that is not scored. Every step is as in the authors' code, but representations are
-taken in evaluation mode of samples that are not augmented.
+taken in evaluation mode, and images are augmented in step 1 alone.
 
 Other rules of aggregation make the methods that CreamFL is compared with, as far as representations
 can stand for their logits: mean (FedMD, reptFL), confidence (FedET: weight var_j <L_{c,k}, G_j>),

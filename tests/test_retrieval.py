@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_hex
 from torch import Tensor, nn
 
 from fedsim.data.dataset import Card, Dataset, Split
 from fedsim.data.views import View
 from fedsim.evaluate import score
 from fedsim.evaluate.retrieval import Embedded, Retrieval, best_ranks, first_rows
-from fedsim.report.retrieval import nearest, retrieval_figure
+from fedsim.report.retrieval import GREEN, nearest, retrieval_figure
 
 
 def embedded(
@@ -71,6 +72,19 @@ def test_collapsed_embeddings_recall_nothing() -> None:
     assert found["recall_sum"] == 0.0
 
 
+def test_what_is_not_a_number_recalls_nothing() -> None:
+    x = unit(20, 8, 0)
+    broken = torch.full_like(x, torch.nan)
+    found = embedded(broken, broken, np.arange(20)).metrics()
+    assert {value for name, value in found.items() if name.startswith("recall")} == {0.0}
+    some = x.clone()
+    some[3] = torch.nan
+    # Text 3 finds nothing, and images cannot tell their text from it.
+    found = embedded(x, some, np.arange(20)).metrics()
+    assert (found["recall@1/t2i"], found["recall@1/i2t"]) == (0.95, 0.0)
+    assert found["recall@5/i2t"] == 0.95
+
+
 def test_the_order_of_samples_does_not_matter() -> None:
     x, y = unit(60, 6, 0), F.normalize(unit(60, 6, 0) + 0.4 * unit(60, 6, 1), dim=1)
     before = embedded(x, y, np.arange(60)).metrics()
@@ -110,6 +124,14 @@ def test_folds_are_runs_of_images_with_their_captions() -> None:
     assert found["recall_sum"] == 2.0
     whole = embedded(images, texts, group, 4, image=group, text=np.arange(8) % 2).metrics()
     assert not [name for name in whole if name.endswith("folds")]
+
+
+def test_images_that_fill_no_fold_are_in_none() -> None:
+    """Two folds whose images have each other's text; the fifth image alone would be right."""
+    images = torch.eye(5)
+    found = embedded(images, images[[1, 0, 3, 2, 4]], np.arange(5), 2).metrics()
+    assert found["recall@1/i2t/folds"] == found["recall@1/t2i/folds"] == 0.0
+    assert found["recall@1/i2t"] == 0.2
 
 
 CARD = Card(
@@ -185,5 +207,14 @@ def test_the_picture_shows_the_nearest() -> None:
     assert nearest(found, 0, "t2i").tolist() == [3, 1, 2, 0]
     split = pairs(7)
     words = ("", "<unk>", *"abcdefg")
-    figure = retrieval_figure(Retrieval(), Pixels(), Dataset("d", split, split, CARD, None, words))
+    torch.manual_seed(0)
+    module = Pixels()
+    figure = retrieval_figure(Retrieval(), module, Dataset("d", split, split, CARD, None, words))
     assert len(figure.axes) == 2 * 4 * 6
+    tally = Retrieval().tally(module, View(split, np.arange(7), CARD))
+    # Four of seven samples, evenly spread: right answers are framed in green, others in red.
+    shown = [nearest(tally, q, way) == q for way in ("t2i", "i2t") for q in (1, 2, 3, 4)]
+    frames = [to_hex(axes.spines["left"].get_edgecolor()) for axes in figure.axes]
+    found = [frame == GREEN for i, frame in enumerate(frames) if i % 6]
+    assert found == np.concatenate(shown).tolist()
+    assert True in found

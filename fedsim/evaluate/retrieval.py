@@ -5,8 +5,9 @@
     recall@K          the share of queries with a rank below K
 
 Samples of one group (the column `group`, else each for itself) belong together; an image that is
-repeated for its captions is one image, a text that is repeated in its group one text. Ties count
-against the model. *folds* are runs of so many images with their texts, and the mean over them.
+repeated for its captions is one image, a text that is repeated in its group one text. Ties and
+what is not a number count against the model. *folds* are runs of so many images with their texts,
+and the mean over them.
 """
 
 from __future__ import annotations
@@ -115,13 +116,13 @@ def best_ranks(queries: Tensor, items: Tensor, of_query: Tensor, of_item: Tensor
     """Return the rank of each query's best own item among the unrelated ones, int64 (n,).
 
     `queries` (n, d) and `items` (m, d) are unit vectors; own are the items of the query's group,
-    of which there must be one. Ties count against the query.
+    of which there must be one. Ties count against the query, and so does what is not a number.
     """
     ranks = torch.empty(len(queries), dtype=torch.int64)
     for rows, similar in similarities(queries, items):
         own = of_query[rows].unsqueeze(1) == of_item
         best = similar.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-        ranks[rows] = ((similar >= best) & ~own).sum(1)
+        ranks[rows] = (~(similar < best) & ~own).sum(1)  # of NaN neither >= nor < is true
     return ranks
 
 

@@ -63,6 +63,13 @@ def small(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def batch_normed() -> dict[str, Any]:
+    """Return the model of `small` with BatchNorm in every image tower: modes are told apart."""
+    model: dict[str, Any] = small()["model"]
+    images = ("server_image", "image", "pairs_image")
+    return {**model, **{name: {**model[name], "norm": "batch"} for name in images}}
+
+
 def alike() -> dict[str, Any]:
     """Return a model whose towers of one modality are alike."""
     towers = {f"{part}{m}": _ALIKE[m] for m in _ALIKE for part in ("", "server_", "pairs_")}

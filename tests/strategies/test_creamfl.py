@@ -15,7 +15,7 @@ from fedsim.evaluate.retrieval import tokens_of
 from fedsim.params import Params
 from fedsim.runs.codec import to_bytes
 from tests.runs import events, tiny
-from tests.strategies.pairs import DIM, KINDS, PUBLIC, Scene, small, unit
+from tests.strategies.pairs import DIM, KINDS, PUBLIC, Scene, batch_normed, small, unit
 
 # What travels
 
@@ -54,6 +54,54 @@ def test_uploads_are_in_the_order_of_the_public_pairs() -> None:
     with torch.no_grad():
         torch.testing.assert_close(sent["local_img"], part.images(context.public.inputs()))
         torch.testing.assert_close(sent["local_txt"], part.texts(tokens_of(context.public)))
+
+
+@pytest.mark.parametrize("client", [0, 4])
+def test_what_travels_is_of_evaluation_mode(client: int) -> None:
+    """With BatchNorm, whose output in training depends on the batch."""
+    scene = Scene(model=batch_normed())
+    payload, sent = scene.payload(client), scene.train(client).tensors
+    for kind, params, found in (
+        ("server", scene.strategy.state.ahead, payload["global_img"]),
+        (KINDS[client], scene.states[client]["model"], sent["local_img"]),
+    ):
+        context = scene.context(client)
+        assert context.public is not None
+        context.model.load(params)
+        part: Any = context.model.module.get_submodule(kind)
+        inputs = context.public.inputs()
+        with torch.no_grad():
+            torch.testing.assert_close(found, part.eval().images(inputs))
+            assert float((part.train().images(inputs) - found).abs().max()) > 1e-3
+
+
+def test_steps_are_in_training_mode() -> None:
+    """BatchNorm's statistics move with private and with public pairs, and not in evaluation."""
+    scene = Scene(model=batch_normed(), client={"gamma": 0.0})
+    for client in (0, 4):
+        scene.train(client)
+    scene.payload(0)
+    for kept in (scene.states[0]["model"], scene.states[4]["model"], scene.strategy.state.ahead):
+        means = [name for name in kept if name.endswith("running_mean")]
+        assert len(means) == 1
+        assert not kept[means[0]].equal(scene.initial[means[0]])
+
+
+def test_contrast_trains_against_what_evaluation_mode_gave_before() -> None:
+    scene = Scene(model=batch_normed(), client={"inter": False})
+    payload = {"global_img": unit(PUBLIC, DIM, 1), "global_txt": unit(PUBLIC, DIM, 2)}
+    rows = torch.tensor([3, 17, 31])
+    context = scene.context(0)
+    part: Any = context.model.module.get_submodule("image")
+    assert context.public is not None
+    inputs = context.public.inputs(rows)
+    with torch.no_grad():
+        context.model.load(scene.initial)
+        previous, x = part.eval().images(inputs), part.train().images(inputs)
+    apart = (x * previous).sum(1) - (x * payload["global_img"][rows]).sum(1)
+    expected = float((1 + (apart / 0.5).exp()).log().mean())
+    found = regulariser(scene, 0, payload, rows)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 # The client
@@ -196,11 +244,113 @@ def test_no_gradient_reaches_what_is_constant(options: dict[str, Any]) -> None:
     assert all(given[k].equal(before[k]) for k in given)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"intra": False},
+        {"inter": False},
+        {"regulariser": "distance"},
+        {"lcr_mode": "joint"},
+    ],
+)
+def test_two_epochs_by_hand(options: dict[str, Any]) -> None:
+    """Steps of plain SGD on all private, then on all public samples; jointly they are one step.
+
+    gamma weighs a single term too, and what came before is from before the first epoch.
+    """
+    fixed = {"epochs": 2, "batch_size": 512, "public_batch_size": PUBLIC, "momentum": 0.0}
+    scene = Scene(client={"optimiser": "sgd", "lr": 0.5, "gamma": 0.7, **fixed, **options})
+    payload = {"global_img": unit(PUBLIC, DIM, 1), "global_txt": unit(PUBLIC, DIM, 2)}
+    scene.train(0, payload)
+    kept = scene.states[0]["model"]
+    context, view = scene.context(0), scene.data(0).train
+    context.model.load(scene.initial)
+    part: Any = context.model.module.get_submodule("image").train()
+    assert context.public is not None
+    inputs = context.public.inputs()
+    previous = part.images(inputs).detach()
+
+    def task() -> Tensor:
+        return F.cross_entropy(part.head(part.image(view.inputs())), view.labels())
+
+    def contrast() -> Tensor:
+        x = part.images(inputs)
+        if options.get("regulariser") == "distance":
+            return 0.7 * (x - payload["global_img"]).square().mean()
+        logits = x @ payload["global_txt"].T / 0.5
+        inter = (logits.exp().sum(1).log() - logits.diagonal()).mean()
+        p, n = ((x * rep).sum(1) / 0.5 for rep in (payload["global_img"], previous))
+        intra = -(p.exp() / (p.exp() + n.exp())).log().mean()
+        return 0.7 * (options.get("inter", True) * inter + options.get("intra", True) * intra)
+
+    def step(loss: Tensor) -> None:
+        parameters = list(part.parameters())
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    parameter -= 0.5 * gradient
+
+    for _ in range(2):
+        if options.get("lcr_mode") == "joint":
+            step(task() + contrast())
+        else:
+            step(task())
+            step(contrast())
+    for name, tensor in part.state_dict().items():
+        torch.testing.assert_close(kept[f"image.{name}"], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_joint_batches_go_round_in_an_order_of_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clients.creamfl import Regularised
+
+    def rows(round: int) -> list[int]:
+        scene = Scene(client={"lcr_mode": "joint", "batch_size": 1})
+        data, context = scene.data(0), scene.context(0, round)
+        draw = torch.Generator().manual_seed(0)
+        task = Regularised(scene.client.config, {}, data, draw, context, scene.payload(0))
+        seen: list[int] = []
+
+        def noted(batch: Tensor) -> Tensor:
+            seen.extend(batch.tolist())
+            return torch.zeros(())
+
+        monkeypatch.setattr(task, "regulariser", noted)
+        task.joint_epoch()
+        return seen
+
+    first = rows(1)
+    assert len(first) >= 2 * PUBLIC
+    once, again = first[:PUBLIC], first[PUBLIC : 2 * PUBLIC]
+    assert sorted(once) == sorted(again) == list(range(PUBLIC))
+    assert once != again
+    assert rows(1) == first
+    assert rows(2)[:PUBLIC] != once
+
+
 def test_joint_steps_are_one_a_private_batch() -> None:
     scene = Scene(client={"lcr_mode": "joint"})
     scene.train(0)
     batches = -(-len(scene.data(0).train) // 8)
     assert set(scene.states[0]["optimiser"]["steps"].values()) == {batches}
+
+
+def test_scores_of_the_margin_classifier_are_of_what_was_trained() -> None:
+    """Weights >= 0 and no bias, as the head's is never trained; and in evaluation mode."""
+    scene = Scene(model=batch_normed(), client={"classifier": "margin"})
+    scene.train(0)
+    state, data, context = scene.states[0], scene.data(0), scene.context(0)
+    found = scene.client.evaluate(scene.payload(0), state, data, context)
+    context.model.load(state["model"])
+    part: Any = context.model.module.get_submodule("image").eval()
+    with torch.no_grad():
+        logits = part.features(data.test.inputs()) @ part.head.weight.clamp_min(0).T
+    y = data.test.labels()
+    assert found["personal/loss"] == pytest.approx(float(F.cross_entropy(logits, y)), rel=1e-5)
+    assert found["personal/accuracy"] == float((logits.argmax(1) == y).double().mean())
+    other = F.cross_entropy(part.head(part.features(data.test.inputs())), y)
+    assert found["personal/loss"] != pytest.approx(float(other.detach()), rel=1e-3)
 
 
 def test_the_margin_loss_by_hand() -> None:

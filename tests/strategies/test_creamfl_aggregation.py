@@ -162,6 +162,22 @@ def test_other_rules_by_hand() -> None:
     assert chosen[2].equal(plain[2])
 
 
+def test_what_is_told_of_clients_and_of_their_mean() -> None:
+    """Client 0 has pairs, client 1 pictures alone; it takes the first two for each other.
+
+    The server takes the third picture for the first.
+    """
+    same, other = torch.eye(3)[[0, 1, 0]], torch.eye(3)
+    updates = [update(0, torch.eye(3), torch.eye(3)), update(1, torch.eye(3)[[1, 0, 2]])]
+    config = CreamFL.Config(aggregation="mean", diversity=0.3, kd_weight=0.6)
+    found = CreamFL(config).ensemble("img", updates, same, other)
+    assert found.metrics["alignment_img"] == pytest.approx((2 / 3 + 0) / 2)
+    # Halfway between two axes the cosine is the root of a half.
+    assert found.metrics["target_alignment_img"] == pytest.approx(2 * 0.5**0.5 / 3)
+    assert found.metrics["single_recall@1/img"] == pytest.approx(1 / 3)
+    assert [target.weight for target in found.targets] == [0.6, 0.3]
+
+
 def test_disagreement_is_the_mean_of_those_who_retrieve_another_pair() -> None:
     other = torch.eye(3)
     local = [torch.eye(3), torch.eye(3), torch.eye(3)[[1, 0, 2]]]

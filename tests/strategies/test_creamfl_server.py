@@ -17,7 +17,7 @@ from fedsim.params import Params
 from fedsim.public_pairs import Target, distance
 from fedsim.runs.codec import to_bytes
 from tests.runs import events, tiny
-from tests.strategies.pairs import DIM, PUBLIC, Scene, small
+from tests.strategies.pairs import DIM, PUBLIC, Scene, small, unit
 
 NOTHING = torch.empty(0, DIM)
 
@@ -92,6 +92,112 @@ def test_distances_by_hand() -> None:
     assert float(distance(x, target, "l2")) == (5 + 1) / 2
 
 
+def both(first: int) -> list[Update]:
+    """Return updates of two clients with pairs, of four different matrices."""
+    made = []
+    for client in (4, 5):
+        reps = [unit(PUBLIC, DIM, first + 10 * client + m) for m in range(2)]
+        tensors: dict[str, Any] = {"local_img": reps[0], "local_txt": reps[1]}
+        made.append(Update(tensors, 1.0, client=client))
+    return made
+
+
+def test_each_modality_is_weighed_by_the_other_one() -> None:
+    """The targets of a round, from the server's representations that the clients got in it."""
+    scene = Scene()
+    state, updates = scene.strategy.state, both(1)
+    after, metrics = scene.strategy.aggregate(state, updates)
+    for name, found, other in (
+        ("img", after.consensus_images, state.texts),
+        ("txt", after.consensus_texts, state.images),
+    ):
+        local = torch.stack([u.tensors[f"local_{name}"] for u in updates]).double()
+        scores = (local @ other.double().T).log_softmax(2).diagonal(dim1=1, dim2=2)
+        weights = scores.softmax(0)
+        expected = (weights.unsqueeze(2) * local).sum(0)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+        own = [metrics[f"weight_{name}/{u.client}"] for u in updates]
+        assert own == pytest.approx(weights.mean(1).tolist())
+    gap = (state.images.mean(0) - state.texts.mean(0)).square().sum().sqrt()
+    assert metrics["modality_gap"] == pytest.approx(float(gap), rel=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mse", "l2"])
+def test_distillation_is_a_step_towards_each_modalitys_target(reduction: str) -> None:
+    """In round 2 of 2, whose rate is half the first one, on all pairs at once."""
+    options = {"batch_size": PUBLIC, "optimiser": "sgd", "lr": 0.1, "clip_norm": None}
+    scene = Scene(rounds=2, strategy={**options, "kd_weight": 0.4, "kd_reduction": reduction})
+    scene.round()
+    state = scene.strategy.state
+    after, metrics = scene.strategy.aggregate(state, both(1))
+    view = scene.ctx.server
+    assert view is not None
+    scene.ctx.model.load(state.ahead)
+    server: Any = scene.ctx.model.module.get_submodule("server").train()
+    apart = (
+        server.images(view.inputs()) - after.consensus_images,
+        server.texts(tokens_of(view)) - after.consensus_texts,
+    )
+    how = {"mse": lambda d: d.square().mean(), "l2": lambda d: d.square().sum(1).sqrt().mean()}
+    loss = 0.4 * sum(how[reduction](d) for d in apart)
+    assert metrics["kd_loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    named = dict(server.named_parameters())
+    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    for (name, parameter), gradient in zip(named.items(), gradients, strict=True):
+        moved = torch.zeros(()) if gradient is None else 0.05 * gradient
+        found = after.model[f"server.{name}"]
+        torch.testing.assert_close(found, parameter.detach() - moved, rtol=0, atol=1e-6)
+
+
+def test_supervised_images_are_augmented_and_others_are_not() -> None:
+    from fedsim.models.image_text import retrieval_loss
+    from fedsim.public_pairs import PublicTraining
+
+    emoji = {"name": "emoji", "vendors": ["noto"], "share": 0.12, "augment": {"crop": 4}}
+    scene = Scene(dataset=emoji, strategy={"batch_size": PUBLIC})
+    training = PublicTraining(scene.strategy.config, scene.ctx)
+    training.load(scene.initial)
+    part, view = training.part, training.public
+    draw = scene.ctx.generator("public/server/supervised", 1)
+    order = torch.randperm(PUBLIC, generator=draw)
+    moved = view.changed(order, draw)[0]
+    assert not moved.equal(view.inputs(order))
+    with torch.no_grad():
+        clean = part.images(view.inputs())
+        x, y = part.images(moved), part.texts(tokens_of(view, order))
+        expected = float(retrieval_loss(part, x, y, "pcme", None))
+    assert training.embed("image").equal(clean)
+    _, loss = training.distil([Target(clean, 1.0)], [], "mse", {}, 1)
+    assert loss == pytest.approx(0, abs=1e-12)
+    training.load(scene.initial)
+    _, loss = training.supervised({}, 1)
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_batches_at_the_given_temperature() -> None:
+    """16 + 16 + 8 pairs in the order of the epoch; another epoch of the round has another order."""
+    from fedsim.public_pairs import PublicTraining
+
+    still = {"optimiser": "sgd", "lr": 1e-9, "retrieval_loss": "infonce", "temperature": 0.2}
+    scene = Scene(strategy=still)
+    training = PublicTraining(scene.strategy.config, scene.ctx)
+    found = []
+    for epoch, name in ((0, "supervised"), (1, "supervised-1")):
+        training.load(scene.initial)
+        with torch.no_grad():
+            x, y = training.part.images(training.public.inputs()), training.embed("text")
+        draw = scene.ctx.generator(f"public/server/{name}", 1)
+        losses = []
+        for rows in torch.randperm(PUBLIC, generator=draw).split(16):
+            logits = x[rows] @ y[rows].T / 0.2
+            both_ways = logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()
+            losses.append(-float(both_ways.mean()) / 2)
+        assert len(losses) == 3
+        found.append(training.supervised({}, 1, epoch)[1])
+        assert found[-1] == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert found[0] != pytest.approx(found[1], rel=1e-5)
+
+
 def test_a_mask_leaves_rows_out_of_the_distance_and_not_of_the_mean() -> None:
     from fedsim.public_pairs import PublicTraining
 
@@ -126,7 +232,7 @@ def test_what_is_sent_after_a_round_is_the_server_one_epoch_ahead() -> None:
 
 
 def test_consensus_is_what_clients_get_where_that_is_wanted() -> None:
-    scene = Scene(strategy={"shares": "consensus", "aggregation": "mean"})
+    scene = Scene(rounds=3, strategy={"shares": "consensus", "aggregation": "mean"})
     first = scene.payload(0)
     assert first["global_img"].equal(scene.strategy.state.images)
     sent = [scene.train(c) for c in (0, 1)]
@@ -135,6 +241,12 @@ def test_consensus_is_what_clients_get_where_that_is_wanted() -> None:
     second = scene.payload(0, 2)
     torch.testing.assert_close(second["global_img"], mean)
     assert second["global_txt"].equal(scene.strategy.state.texts)  # nobody sent texts
+    sent = [scene.train(c, round=2) for c in (2, 3)]
+    scene.strategy.state, _ = scene.strategy.aggregate(scene.strategy.state, sent)
+    mean = (sent[0].tensors["local_txt"] + sent[1].tensors["local_txt"]) / 2
+    third = scene.payload(0, 3)
+    torch.testing.assert_close(third["global_txt"], mean)
+    assert third["global_img"].equal(second["global_img"])  # nobody sent images
 
 
 # What is missing
@@ -192,6 +304,10 @@ def test_what_it_needs_is_said_before_the_first_round(tmp_path: Path) -> None:
     iid = {"name": "iid", "clients": 6}
     with pytest.raises(InputError, match="'creamfl' needs public pairs"):
         fedsim.run(tiny(**small(partition=iid)), out=tmp_path)
+    secret = {**small()["partition"], "name": "server-labelled", "server_share": 0.2}
+    del secret["size"]
+    with pytest.raises(InputError, match="'creamfl' needs public pairs"):
+        fedsim.run(tiny(**small(partition=secret)), out=tmp_path)
     with pytest.raises(InputError, match=r"needs the model \{name: image-text\}"):
         fedsim.run(tiny(**small(model={"name": "mlp"})), out=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -209,6 +325,7 @@ def test_what_it_needs_is_said_before_the_first_round(tmp_path: Path) -> None:
         ("client", {"inter": False, "intra": False}, "inter must be true"),
         ("client", {"temperature": 0.0}, "temperature must be > 0"),
         ("client", {"lcr_mode": "both"}, "lcr_mode"),
+        ("client", {"lr_drops": [3, 0]}, "lr_drops must be rounds, each >= 1"),
     ],
 )
 def test_bad_options(section: str, options: dict[str, Any], text: str, tmp_path: Path) -> None:

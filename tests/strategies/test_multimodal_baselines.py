@@ -15,8 +15,9 @@ from fedsim.errors import InputError
 from fedsim.evaluate.retrieval import tokens_of
 from fedsim.models.image_text import in_encoder
 from fedsim.params import Params
-from tests.runs import events, tiny
-from tests.strategies.pairs import KINDS, PUBLIC, Scene, alike, small
+from tests.runs import assert_same, events, tiny
+from tests.strategies.pairs import KINDS, PUBLIC, Scene, alike, batch_normed, small
+from tests.test_survival import StopAt
 
 TOWERS = {"strategy": {"name": "multimodal-fedavg", "public_epochs": 0}, "model": alike()}
 FEDDF = {"strategy": {"name": "feddf"}}
@@ -110,6 +111,8 @@ def test_the_server_trains_on_the_public_pairs_after_averaging() -> None:
     for name in expected:
         assert state.model[name].equal(expected[name]), name
     assert metrics["server_loss"] > 0
+    state, _ = played.strategy.aggregate(state, nobody)
+    assert max(state.moments["steps"].values()) == 2 * 3  # batches of 16 among 40 pairs
 
 
 def test_personal_scores_are_of_the_servers_tower_and_the_own_head() -> None:
@@ -189,6 +192,52 @@ def test_the_ensemble_is_the_plain_mean_of_what_clients_represent() -> None:
     assert metrics["kd_loss/server"] == pytest.approx(expected, rel=1e-2)
 
 
+def test_every_client_counts_the_same_in_the_ensemble() -> None:
+    """Weights of 1 and 3 are those of the encoder; the target is halfway between the two."""
+    played = scene(FEDDF, batch_size=PUBLIC, optimiser="sgd", lr=1e-9, kd_weight=0.5)
+    updates = [played.train(c) for c in (0, 1)]
+    updates[0].weight, updates[1].weight = 1.0, 3.0
+    _, metrics = played.strategy.aggregate(played.strategy.state, updates)
+    first, second = (u.tensors["encoder"] for u in updates)
+    context = played.context(0)
+    assert context.public is not None
+    found = []
+    for encoder in (first, second, (first + second * 3.0) / 4.0):
+        context.model.load(encoder)
+        part: Any = context.model.module.get_submodule("image").eval()
+        with torch.no_grad():
+            found.append(part.images(context.public.inputs()))
+    expected = 0.5 * float(F.mse_loss(found[2], (found[0] + found[1]) / 2))
+    assert metrics["kd_loss/image"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_personal_scores_are_of_the_kinds_encoder_and_the_own_head() -> None:
+    played = scene(FEDDF)
+    played.round()
+    context, data = played.context(2), played.data(2)
+    payload = played.payload(2, 2)
+    found = played.client.evaluate(payload, played.states[2], data, context)
+    context.model.load(played.states[2]["model"])
+    context.model.load(played.strategy.state.model.only(in_encoder("text")))
+    part: Any = context.model.module.get_submodule("text").eval()
+    with torch.no_grad():
+        logits = part.head(part.text(tokens_of(data.test)))
+    loss = float(F.cross_entropy(logits, data.test.labels()))
+    assert found["personal/loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_moments_of_each_part_go_on() -> None:
+    """Three batches an epoch; the server has two epochs a round, a kind one."""
+    played = scene(FEDDF)
+    for round in (1, 2):
+        played.round(round=round)
+    for name, moments in played.strategy.state.moments.items():
+        assert all(key.startswith(f"{name}.") for key in moments["steps"])
+        steps = max(moments["steps"].values())
+        assert steps == 2 * 3 * (2 if name == "server" else 1)
+    assert set(played.strategy.state.moments) == {"server", "image", "text", "pairs"}
+
+
 def test_pairs_are_represented_in_both_modalities() -> None:
     played = scene(FEDDF)
     metrics = played.round([4, 5])
@@ -198,6 +247,17 @@ def test_pairs_are_represented_in_both_modalities() -> None:
     context = played.context(4)
     assert context.public is not None
     assert tokens_of(context.public).shape[0] == PUBLIC
+
+
+@pytest.mark.parametrize("base", [{"model": batch_normed()}, TOWERS, FEDDF])
+def test_a_run_of_three_kinds_goes_on_where_it_stopped(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = tiny(**small(**base, rounds=3, participation=4))
+    whole = fedsim.run(settings, out=tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.run(settings, out=tmp_path / "b", progress=StopAt(2))
+    assert_same(fedsim.resume(tmp_path / "b/tiny/seed-0"), whole)
 
 
 @pytest.mark.parametrize("base", [TOWERS, FEDDF])
