@@ -142,9 +142,18 @@ class CreamFL(Strategy):
 
         `name` is img or txt; `same` and `other` (N, d) are the server's representations of this
         modality and of the other one.
+
+        Raises:
+            ValueError: a client sent another number of rows, or rows of another width.
         """
         senders = [u for u in updates if len(u.tensors[f"local_{name}"])]
         local = [u.tensors[f"local_{name}"] for u in senders]
+        for update, rep in zip(senders, local, strict=True):
+            if rep.shape != same.shape:
+                raise ValueError(
+                    f"client {update.client} sent local_{name} of the shape {tuple(rep.shape)}, "
+                    f"representations of the public pairs are {tuple(same.shape)}"
+                )
         metrics = {f"clients_{name}": float(len(local))}
         if not local:
             return Ensemble(None, [], metrics)

@@ -68,6 +68,14 @@ def test_one_client_is_the_target_itself() -> None:
     assert mean_of([update(0, local)], other, other).equal(local)
 
 
+@pytest.mark.parametrize("shape", [(8, DIM), (9, DIM - 1)])
+def test_representations_of_other_pairs_are_refused(shape: tuple[int, int]) -> None:
+    updates = [update(0, unit(9, DIM, 0)), update(7, unit(*shape, 1))]
+    text = rf"client 7 sent local_img of the shape \({shape[0]}, {shape[1]}\), .* are \(9, {DIM}\)"
+    with pytest.raises(ValueError, match=text):
+        mean_of(updates, unit(9, DIM, 2), unit(9, DIM, 3))
+
+
 def test_identical_clients_weigh_the_same() -> None:
     local, other = unit(9, DIM, 0), unit(9, DIM, 1)
     updates = [update(c, local.clone()) for c in range(4)]

@@ -83,15 +83,19 @@ _KARPATHY_ADVICE = "get Karpathy's splits (caption_datasets.zip) and put"
 
 @dataclass(frozen=True)
 class _Found:
-    """The annotation files of a set, and the folder of images of each part of them."""
+    """The annotation files of a set, and the folder of images of each part of them.
+
+    `watched` are the folders whose change makes the kept images invalid.
+    """
 
     files: Mapping[str, Path]
     folders: Mapping[str, Path]
+    watched: Sequence[Path]
 
     @property
     def fingerprint(self) -> str:
         # A folder's time changes with the files in it; asking each of 100,000 would take long.
-        return fingerprint([*self.files.values(), *self.folders.values()])
+        return fingerprint([*self.files.values(), *self.watched])
 
 
 def captions(
@@ -162,7 +166,7 @@ def _coco_of(folder: Path, year: int, folders: Sequence[Path] | None = None) -> 
         part: image_folder([folder / name, folder / "images" / name], _COCO_ADVICE)
         for part, name in names.items()
     }
-    return _Found(files, images)
+    return _Found(files, images, list(images.values()))
 
 
 def _find_karpathy(name: str, folders: Sequence[Path]) -> _Found:
@@ -177,7 +181,11 @@ def _find_karpathy(name: str, folders: Sequence[Path]) -> _Found:
     at = files["all"].parent
     base = at.parent if at.name == "annotations" else at
     folder = image_folder([base / image for image in images], advice)
-    return _Found(files, {"all": folder if name == "flickr30k" else folder.parent})
+    if name == "flickr30k":
+        return _Found(files, {"all": folder}, [folder])
+    # Its images are named with their folder, train2014 or val2014.
+    parts = [folder, folder.with_name("val2014")]
+    return _Found(files, {"all": folder.parent}, [part for part in parts if part.is_dir()])
 
 
 def _build(

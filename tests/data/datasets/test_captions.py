@@ -153,6 +153,10 @@ def test_coco_in_karpathys_splits(tmp_path: Path) -> None:
     assert dataset.train.x[:, 0, 0, 0].tolist() == [1, 2, 4]
     assert dataset.validation is not None
     assert dataset.validation.extra["group"].tolist() == [103]
+    # A picture that is replaced by another file is read anew.
+    (root / "val2014/1.jpg").unlink()
+    picture(root / "val2014/1.jpg", 9)
+    assert captions(set="coco-karpathy", size=(2, 2)).train.x[:, 0, 0, 0].tolist() == [9, 2, 4]
 
 
 def test_images_without_captions_are_counted(tmp_path: Path) -> None:
