@@ -12,7 +12,8 @@ and one intra term over the rows of both. As in the authors' code a and b altern
 the paper's single sum. The client's model is of its own architecture and never leaves it.
 
 Differs from the authors' code: representations are taken in evaluation mode, the task of clients
-with one modality is plain cross-entropy (theirs is ``margin``), gamma also weighs a single term.
+with one modality is plain cross-entropy (theirs is ``margin``, on features times 128), gamma also
+weighs a single term.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def validate(
         try:
             if build and isinstance(value, list | tuple) and nested_items(annotation) is not None:
                 values[name] = _build_list(value, nested_items(annotation), key, name, build)
-            elif build and nested_type(annotation) is not None:
+            elif build and _names_one(annotation, value):
                 values[name] = _build_one(value, nested_type(annotation), key, name, build)
             elif build and nested_values(annotation) is not None:
                 values[name] = _build_each(value, nested_values(annotation), key, name, build)
@@ -148,9 +148,11 @@ def nested_type(annotation: Any) -> Any:
 
 
 def nested_items(annotation: Any) -> Any:
-    """Return the type of the items of options that list components, else None."""
+    """Return the type of the items of options that list any number of components, else None."""
 
     def item(some: Any) -> Any:
+        if get_origin(some) in (list, collections.abc.Sequence):
+            return get_args(some)[0]
         arguments = get_args(some) if get_origin(some) is tuple else ()
         return arguments[0] if arguments[1:] == (Ellipsis,) else None
 
@@ -165,9 +167,12 @@ def nested_values(annotation: Any) -> Any:
 
 def _first(annotation: Any, part: Callable[[Any], Any]) -> Any:
     """Return the first part that is a component's type, of a type or of a union's members."""
-    union = get_origin(annotation) in (typing.Union, types.UnionType)
-    parts = map(part, get_args(annotation) if union else (annotation,))
+    parts = map(part, get_args(annotation) if _is_union(annotation) else (annotation,))
     return next((some for some in parts if nested_kind(some) is not None), None)
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (typing.Union, types.UnionType)
 
 
 def words(annotation: Any) -> str:
@@ -189,7 +194,7 @@ def words(annotation: Any) -> str:
         return words(arguments[0])
     if origin is Literal:
         return " or ".join(map(repr, arguments))
-    if origin in (typing.Union, types.UnionType):
+    if _is_union(annotation):
         return " or ".join(map(words, arguments))
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)}: {', '.join(map(words, arguments))}"
@@ -208,7 +213,9 @@ def type_name(annotation: Any) -> str:
     """Return a type as a reader writes it: ``float | None``, ``tuple[Model, ...]``."""
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation.__name__
-    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=\w)", "", str(annotation))
+    # A module's name goes, what is quoted stays.
+    path = r"'[^']*'|\b(?:[A-Za-z_]\w*\.)+(?=\w)"
+    return re.sub(path, lambda m: m[0] if m[0].startswith("'") else "", str(annotation))
 
 
 def _section(value: Any, key: str, kind: str) -> Mapping[str, Any]:
@@ -219,6 +226,20 @@ def _section(value: Any, key: str, kind: str) -> Mapping[str, Any]:
             f"{{name: {example}}}, got {show(value)}"
         )
     return value
+
+
+def _names_one(annotation: Any, value: Any) -> bool:
+    """Whether a value stands for one component: in a union with other types only a mapping does."""
+    members = get_args(annotation) if _is_union(annotation) else (annotation,)
+    others = [
+        some
+        for some in members
+        if some is not type(None)
+        and nested_type(some) is None
+        and nested_items(some) is None
+        and nested_values(some) is None
+    ]
+    return nested_type(annotation) is not None and (isinstance(value, Mapping) or not others)
 
 
 def _build_one(value: Any, annotation: Any, key: str, option: str, build: BuildNested) -> Any:
@@ -233,8 +254,6 @@ def _build_list(
     value: Sequence[Any], annotation: Any, key: str, option: str, build: BuildNested
 ) -> tuple[Any, ...]:
     """Return the components of a list of sections, all of the type `annotation`."""
-    if not value:
-        raise InputError(f"{key}.{option} must name at least one, got []")
     return tuple(
         _build_one(some, annotation, key, f"{option}.{place}", build)
         for place, some in enumerate(value)
@@ -317,7 +336,7 @@ def _field_default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _is_callable(annotation: Any) -> bool:
-    if get_origin(annotation) in (typing.Union, types.UnionType):
+    if _is_union(annotation):
         return any(map(_is_callable, get_args(annotation)))
     return collections.abc.Callable in (annotation, get_origin(annotation))
 

@@ -264,9 +264,11 @@ def _fill(
         nested, listed = nested_kind(nested_type(annotation)), nested_kind(nested_items(annotation))
         section = given.get(option, getattr(default, "section", None))
         each = nested_kind(nested_values(annotation))
+        if listed is not None and option not in given and isinstance(default, list | tuple):
+            section = [some.section for some in default]
         if listed is not None and isinstance(section, list | tuple):
             filled[option] = [_fill_nested(listed, some, base) for some in section]
-        elif nested is not None and section is not None:
+        elif nested is not None and isinstance(section, Mapping):
             filled[option] = _fill_nested(nested, section, base)
         elif each is not None and given.get(option) is not None:
             named = given[option].items()

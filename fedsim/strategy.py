@@ -44,8 +44,8 @@ class ServerContext:
 
     `model` is a resident model of the server's own; load parameters into it before use. `server`
     are the training samples that the partition gives to the server itself, None if it gives none;
-    `public` says whether all clients know them too.
-    Both are on a GPU where workers have any and the server has samples; states stay on the CPU.
+    `public` says whether all clients know them too. Model and samples are on a GPU where workers
+    have any and the server has samples; states stay on the CPU.
     `modalities` uint8 (num_clients,) says which of `MODALITIES` each client holds; empty if all.
     """
 

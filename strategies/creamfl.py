@@ -12,8 +12,8 @@ arXiv:2302.08888).
     7  the server's model after step 6 is scored; its rate falls by a cosine
 
 `init` does steps 1 and 3 of round 1, `aggregate` steps 5 and 6 of its round, then 1 and 3 of the
-next, on a copy that is not scored. Every step is as in the authors' code, but representations are
-taken in evaluation mode, and images are augmented in step 1 alone.
+next, on a copy that is not scored. The order of steps is that of the authors' code. Representations
+are taken in evaluation mode, and public images are augmented in step 1 alone.
 
 Other rules of aggregation make the methods that CreamFL is compared with, as far as representations
 can stand for their logits: mean (FedMD, reptFL), confidence (FedET: weight var_j <L_{c,k}, G_j>),

@@ -8,8 +8,8 @@ into the server's (Lin et al. 2020, arXiv:2006.07242, Algorithm 3).
                encoder^p: one epoch towards (Ibar, Tbar)
 
 Representations of the public pairs stand for the paper's logits, which clients of different tasks
-do not share, and the squared distance for its divergence. A part is that of a
-kind of client, or of each architecture that a kind has; weights travel within a part.
+do not share, and the squared distance for its divergence. Clients of one kind have one part of the
+model, or one for each of the kind's architectures; weights travel within a part.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from fedsim.strategy import Payload, ServerContext, Strategy
 
 @dataclass
 class State:
-    model: Params  # the server's part, and the encoder of each part of clients
+    model: Params  # the server's part, and the encoder of each of the clients' parts
     round: int = 0
     moments: dict[str, OptimiserState] = field(default_factory=dict)  # by part
 
 
 class FedDF(Strategy):
-    """Weighted mean of the encoders of a part, then distillation of the clients' ensemble."""
+    """Weighted mean of the encoders of each part, then distillation of the clients' ensemble."""
 
     sends = frozenset({"encoder"})
     needs = frozenset({"encoder"})

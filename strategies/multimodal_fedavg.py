@@ -59,9 +59,11 @@ class MultimodalFedAvg(Strategy):
         for modality in MODALITIES:
             shared = params.inside(f"{SERVER}.{modality}").layout
             for kind in (modality, PAIRS):
-                for part in module.kinds[kind]:
+                parts = module.kinds[kind]
+                for part in parts:
                     if params.inside(f"{part}.{modality}").layout != shared:
                         other = modality if kind == modality else f"pairs_{modality}"
+                        other += f" ({part})" if len(parts) > 1 else ""
                         raise InputError(
                             "strategy 'multimodal-fedavg' averages towers, so those of one "
                             f"modality must be alike: model.{other} must be as "

@@ -44,7 +44,7 @@ _SMALL = Model("cnn", cnn)
 _RECURRENT = Model("text-gru", text_gru)
 _WORDS = Model("text", bag_of_words)
 Towers = Model | tuple[Model, ...]
-"""One model for all clients of a kind, or several that they take in turn."""
+"""One model for all clients of a kind, or several: of n, client c has the one at c mod n."""
 
 
 class Tower(nn.Module):
@@ -115,7 +115,7 @@ class ImageText(nn.Module):
         self.frozen: tuple[str, ...] = ()
 
     def part_of(self, modality: Modality, client: int) -> str:
-        """Return the name of a client's part: clients take those of their kind in turn."""
+        """Return the name of a client's part: of the n of its kind, the one at client mod n."""
         names = self.kinds[KIND_OF[modality]]
         return names[client % len(names)]
 
@@ -240,6 +240,9 @@ def image_text(
             )
         return made
 
+    listed = {"image": image, "text": text, "pairs_image": pairs_image, "pairs_text": pairs_text}
+    for name, given in listed.items():
+        check(len(_listed(given)) > 0, f"{name} must name at least one model", [])
     lengths = {len(_listed(pairs_image)), len(_listed(pairs_text))} - {1}
     check(
         len(lengths) < 2,

@@ -52,7 +52,8 @@ class Memory:
             key = text.tobytes()
             row = self._known.get(key)
             if row is None:
-                row = compute(torch.from_numpy(text[None]).to(x.device))[0].cpu().numpy()
+                made = compute(torch.from_numpy(text[None]).to(x.device))[0]
+                row = made.cpu().numpy().copy()  # a view would keep the states of all tokens
                 if len(key) + row.nbytes <= self._left:
                     self._left -= len(key) + row.nbytes
                     self._known[key] = row

@@ -79,7 +79,7 @@ def test_what_lists_of_architectures_must_be() -> None:
     with pytest.raises(InputError, match="pairs_text must list as many models as pairs_image, or "
                        "one, got 2"):  # fmt: skip
         built(pairs_image=CNNS, pairs_text=BAGS)
-    with pytest.raises(InputError, match=r"model\.image must name at least one, got \[\]"):
+    with pytest.raises(InputError, match=r"model\.image must name at least one model, got \[\]"):
         built(image=[])
     with pytest.raises(InputError, match=r"model\.image\.1\.chanels is not an option of 'cnn'"):
         built(image=[CNNS[0], {"name": "cnn", "chanels": [2]}])

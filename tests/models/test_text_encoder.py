@@ -202,6 +202,15 @@ def test_memory_is_bounded() -> None:
     assert encode.asked == [[[1, 2]], [[3, 0]], [[3, 0]]]
 
 
+def test_what_is_kept_is_no_more_than_the_features() -> None:
+    """Not a view of the states of all tokens, of which cls takes the first."""
+    memory = Memory(1000)
+    memory.get(torch.tensor([[1, 2]]), lambda x: torch.ones(1, 50, 3)[:, 0])
+    (row,) = memory._known.values()
+    assert row.base is None
+    assert row.nbytes == 12
+
+
 def test_what_is_kept_has_the_bits_of_a_text_alone(tmp_path: Path) -> None:
     save_bert(tmp_path)
     model, plain = (build(tmp_path, frozen=True, cache=cache) for cache in (1e-5, 0.0))

@@ -84,7 +84,7 @@ def test_feddf_averages_clients_of_one_architecture() -> None:
 def test_towers_that_are_averaged_must_be_alike(tmp_path: Path) -> None:
     base, same = small(strategy={"name": "multimodal-fedavg"}), alike()
     model = {**same, "image": [same["image"], WIDE]}
-    with pytest.raises(InputError, match=r"model\.image must be as model\.server_image"):
+    with pytest.raises(InputError, match=r"model\.image \(image2\) must be as model\.server_image"):
         fedsim.run(tiny(**{**base, "model": model}), out=tmp_path)
     model = {**same, "image": [same["image"], same["image"]]}
     assert events(fedsim.run(tiny(**{**base, "model": model}), out=tmp_path)) == []

@@ -39,7 +39,8 @@ class Source:
         try:
             made = self.function(**self.options)
         except InputError as error:
-            text = re.sub(r"\bdataset\.", f"dataset.{self.option}.", str(error))
+            own = f"dataset.{self.option}." if self.option else "dataset."
+            text = re.sub(r"\bdataset\.", own, str(error))
             raise InputError(text) from error
         check(
             isinstance(made, Dataset), f"dataset {self.name!r} must return a fedsim Dataset", made

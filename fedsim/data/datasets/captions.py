@@ -115,10 +115,10 @@ def captions(
     `root` is the folder of the annotations and the images; without it, the usual folders are
     looked through. With ``rows: image`` an image is one sample with its first caption, with
     ``rows: caption`` there is a sample for each caption and the image is repeated: five times the
-    space. `test_rows` says so for validation and test splits, null for the same. Images are resized
-    to `size` (H, W), `fit` by ``squash`` or ``crop``: 64 x 64 takes 12 kB a sample, 224 x 224 takes
-    150 kB. Texts are cut at `length` tokens, the `vocabulary` after so many words of the training
-    captions. `limit` keeps the first so many images of each split.
+    space. `test_rows` is that choice for validation and test splits, null for `rows`. Images are
+    resized to `size` (H, W), `fit` by ``squash`` or ``crop``: 64 x 64 takes 12 kB a sample, 224 x
+    224 takes 150 kB. Texts are cut at `length` tokens, the `vocabulary` after so many words of the
+    training captions. `limit` keeps the first so many images of each split.
 
     There are no classes: y is 0. Columns: `tokens`, `text` and `group`, the image's number, which
     the captions of an image share.
