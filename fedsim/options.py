@@ -31,6 +31,7 @@ REQUIRED = inspect.Parameter.empty
 
 Options = dict[str, tuple[Any, Any]]
 BuildNested = Callable[[Any, str, Mapping[str, Any], str, str], Any]
+"""(type, kind, section, the component's key, the option's key below it) -> the option's value."""
 
 # Kinds of nested components: how a message calls one, and an example.
 _NESTED = {
