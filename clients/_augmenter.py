@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clients._distances import Discrepancy
 from fedsim import rng as streams
-from fedsim.batched import Head, classify, cross_entropies
 from fedsim.client import ClientContext, Tree
-from fedsim.maths.conditional import (
+from fedsim.models.blocks.batched import Head, classify, cross_entropies
+from fedsim.models.blocks.conditional import (
     Padding,
     Stack,
     generator_network,
     initial_weights,
     transformation_network,
 )
-from fedsim.maths.distances import Discrepancy
 from fedsim.params import Params, Rows
 
 State = dict[str, Any]
@@ -58,8 +58,8 @@ class _Plan:
 class Augmenter:
     """The generators, the RTNets and the prototypes of clients during a round, a row a client.
 
-    In each step the first rows are at work and batches are padded, as in `fedsim.groups.Batch`. A
-    client whose batch has one sample sits the step out.
+    In each step the first rows are at work and batches are padded, as in
+    `fedsim.training.client_groups.Batch`. A client whose batch has one sample sits the step out.
     """
 
     def __init__(

@@ -13,8 +13,8 @@ from torch.func import functional_call
 from fedsim.client import ClientContext, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.local_sgd import Fit, LocalSGD
 from fedsim.params import Params
+from fedsim.training.local_sgd import Fit, LocalSGD
 
 State = dict[str, Any]
 

@@ -27,13 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clients._modality_task import OwnTask, State, TaskConfig, own_scores
 from fedsim import rng as streams
 from fedsim.client import Client, ClientContext, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
 from fedsim.evaluate.retrieval import embedded, tokens_of
 from fedsim.maths.contrastive import inter_contrast, intra_contrast
-from fedsim.own_task import OwnTask, State, TaskConfig, own_scores
 
 
 class CreamFL(Client):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.client import ClientContext, Tree, Update
 from fedsim.data.views import ClientData, View
-from fedsim.local_sgd import LocalSGD
+from fedsim.training.local_sgd import LocalSGD
 
 BATCH = 512
 """Samples whose features are computed at once."""

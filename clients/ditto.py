@@ -13,8 +13,8 @@ from fedsim import rng as streams
 from fedsim.client import ClientContext, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.local_sgd import LocalSGD
 from fedsim.params import Params
+from fedsim.training.local_sgd import LocalSGD
 
 State = dict[str, Params]
 

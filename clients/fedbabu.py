@@ -11,10 +11,11 @@ from fedsim import rng as streams
 from fedsim.client import ClientContext, Tree
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.evaluate import named_scores, score
-from fedsim.local_sgd import Fit, LocalSGD
+from fedsim.evaluate.metric_names import named_scores
+from fedsim.evaluate.scoring import score
 from fedsim.params import Params
-from fedsim.parts import in_body, in_head
+from fedsim.params.filters import in_body, in_head
+from fedsim.training.local_sgd import Fit, LocalSGD
 
 
 class FedBABU(LocalSGD):

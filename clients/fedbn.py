@@ -1,6 +1,6 @@
 """FedBN's client: local SGD with BatchNorm of its own (arXiv:2102.07623)."""
 
-from fedsim.personal_sgd import PersonalSGD
+from fedsim.training.personal_sgd import PersonalSGD
 
 
 class FedBN(PersonalSGD):

@@ -16,12 +16,13 @@ from fedsim import rng
 from fedsim.client import ClientContext, Tree
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.evaluate import named_scores, score
-from fedsim.local_sgd import Fit, LocalSGD
-from fedsim.maths import losses
+from fedsim.evaluate.metric_names import named_scores
+from fedsim.evaluate.scoring import score
 from fedsim.maths.etf import sparse_etf
 from fedsim.maths.heads import WEIGHT
-from fedsim.parts import in_head
+from fedsim.params.filters import in_head
+from fedsim.training import losses
+from fedsim.training.local_sgd import Fit, LocalSGD
 
 
 class FedETF(LocalSGD):

@@ -22,11 +22,11 @@ from torch import Tensor
 from fedsim import rng
 from fedsim.client import ClientContext, Tree
 from fedsim.data.views import ClientData
-from fedsim.evaluate import head_scores
-from fedsim.local_sgd import Fit, LocalSGD
+from fedsim.evaluate.classification import head_scores
 from fedsim.maths.etf import sparse_etf
 from fedsim.maths.heads import BIAS, WEIGHT, realign_to, realigned
 from fedsim.params import Params
+from fedsim.training.local_sgd import Fit, LocalSGD
 
 Head = tuple[Tensor, Tensor]
 """Weight (C, d) and bias (C,)."""

@@ -1,6 +1,6 @@
 """FedPer's client: local SGD on body and head, the head stays (arXiv:1912.00818, Algorithm 1)."""
 
-from fedsim.personal_sgd import PersonalSGD
+from fedsim.training.personal_sgd import PersonalSGD
 
 
 class FedPer(PersonalSGD):

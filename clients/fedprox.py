@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import check
-from fedsim.local_sgd import Fit, LocalSGD
+from fedsim.training.local_sgd import Fit, LocalSGD
 
 
 class FedProx(LocalSGD):

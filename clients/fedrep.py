@@ -9,8 +9,8 @@ import torch
 from fedsim.client import ClientContext, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.parts import in_body, in_head
-from fedsim.personal_sgd import PersonalSGD, State
+from fedsim.params.filters import in_body, in_head
+from fedsim.training.personal_sgd import PersonalSGD, State
 
 
 class FedRep(PersonalSGD):

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.client import ClientContext, Tree
-from fedsim.local_sgd import Fit, LocalSGD
-from fedsim.maths import losses
 from fedsim.params import Params
+from fedsim.training import losses
+from fedsim.training.local_sgd import Fit, LocalSGD
 
 State = dict[str, Tensor]
 HEAD = ("head.weight", "head.bias")

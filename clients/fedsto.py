@@ -28,13 +28,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedsim.client import ClientContext, Tree, Update
 from fedsim.data.views import ClientData, View
 from fedsim.errors import check
-from fedsim.local_sgd import Fit, LocalSGD
 from fedsim.maths.boxes import matched
+from fedsim.maths.detection_loss import Targets
 from fedsim.maths.orthogonality import Orthogonality
-from fedsim.maths.pseudo_boxes import pseudo_targets
 from fedsim.models.detector import Detections
 from fedsim.params import FlatModel, Params
-from fedsim.parts import in_backbone
+from fedsim.params.filters import in_backbone
+from fedsim.training.local_sgd import Fit, LocalSGD
 
 
 class FedSTO(LocalSGD):
@@ -195,3 +195,28 @@ class FedSTO(LocalSGD):
     ) -> Mapping[str, float]:
         model: Params = ctx.initial.merged(payload["model"]).merged(payload["fixed"])
         return super().evaluate({**payload, "model": model}, state, data, ctx)
+
+
+def pseudo_targets(
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    objectness: Tensor,
+    low: float,
+    high: float,
+    sure: float = 0.99,
+) -> Targets:
+    """Return targets of boxes (n, K, 4) with labels, scores p and objectness o, each (n, K).
+
+    The label of a row without a box is -1.
+    """
+    there = (labels >= 0) & (scores >= low)
+    reliable = there & (scores >= high)
+    soft = torch.where(reliable, -1.0, objectness)
+    return Targets(
+        boxes,
+        torch.where(there, labels, -1),
+        classify=reliable,
+        regress=reliable | (there & (objectness >= sure)),
+        soft=soft,
+    )

@@ -25,10 +25,10 @@ from clients._augmenter import Augmenter
 from fedsim.client import ClientContext, GroupUpdate, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.groups import Batch, GroupFit
-from fedsim.local_sgd import Fit
 from fedsim.params import Params
-from fedsim.personal_sgd import PersonalSGD
+from fedsim.training.client_groups import Batch, GroupFit
+from fedsim.training.local_sgd import Fit
+from fedsim.training.personal_sgd import PersonalSGD
 
 State = dict[str, Any]
 Distance = Literal["mmd", "mse"]

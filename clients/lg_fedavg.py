@@ -1,6 +1,6 @@
 """LG-FedAvg's client: local SGD on all layers, the lower ones stay (arXiv:2001.01523)."""
 
-from fedsim.personal_sgd import PersonalSGD
+from fedsim.training.personal_sgd import PersonalSGD
 
 
 class LGFedAvg(PersonalSGD):

@@ -1,6 +1,6 @@
 """Local training: the client keeps all of its model."""
 
-from fedsim.personal_sgd import PersonalSGD
+from fedsim.training.personal_sgd import PersonalSGD
 
 
 class Local(PersonalSGD):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from clients._modality_task import OwnTask, State, TaskConfig, own_scores, part_name
 from fedsim.client import Client, ClientContext, Tree, Update
 from fedsim.data.views import ClientData
-from fedsim.own_task import OwnTask, State, TaskConfig, own_scores, part_name
 from fedsim.params import Params
 
 

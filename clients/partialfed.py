@@ -22,9 +22,9 @@ from torch.func import functional_call
 from fedsim.client import ClientContext, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.local_sgd import LocalSGD
 from fedsim.params import Params
-from fedsim.parts import batch_norm, under
+from fedsim.params.filters import batch_norm, under
+from fedsim.training.local_sgd import LocalSGD
 
 State = dict[str, Any]
 

@@ -15,9 +15,10 @@ from fedsim import rng as streams
 from fedsim.client import Client, ClientContext, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.evaluate import named_scores, score
-from fedsim.local_sgd import gradients
+from fedsim.evaluate.metric_names import named_scores
+from fedsim.evaluate.scoring import score
 from fedsim.params import FlatModel
+from fedsim.training.local_sgd import gradients
 
 
 class PerFedAvg(Client):

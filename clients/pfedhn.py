@@ -1,6 +1,6 @@
 """pFedHN's client: local SGD from the weights it is given (arXiv:2103.04628, Algorithm 1)."""
 
-from fedsim.personal_sgd import PersonalSGD
+from fedsim.training.personal_sgd import PersonalSGD
 
 
 class PFedHN(PersonalSGD):

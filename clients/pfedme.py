@@ -12,8 +12,8 @@ from torch import Tensor
 from fedsim.client import Client, ClientContext, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.local_sgd import gradients
 from fedsim.params import Params
+from fedsim.training.local_sgd import gradients
 
 State = dict[str, Params]
 

@@ -1,6 +1,6 @@
 """SiloBN's client: local SGD with BatchNorm statistics of its own (arXiv:2008.07424)."""
 
-from fedsim.personal_sgd import PersonalSGD
+from fedsim.training.personal_sgd import PersonalSGD
 
 
 class SiloBN(PersonalSGD):

@@ -6,9 +6,9 @@ from typing import Any
 
 from clients.fedsto import FedSTO
 from fedsim.client import ClientContext, Tree
-from fedsim.local_sgd import Fit
 from fedsim.params import Params
-from fedsim.parts import in_backbone
+from fedsim.params.filters import in_backbone
+from fedsim.training.local_sgd import Fit
 
 
 class SSFLFedBN(FedSTO):

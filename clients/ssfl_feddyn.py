@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clients.fedsto import FedSTO
 from fedsim.client import ClientContext, Tree
-from fedsim.local_sgd import Fit
+from fedsim.training.local_sgd import Fit
 
 
 class SSFLFedDyn(FedSTO):

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedsim.api import features, partition, resume, run
     from fedsim.client import Client, ClientContext, Update
-    from fedsim.engine.flower_compat import client_data
+    from fedsim.components.lookup import register
+    from fedsim.engine.client_app import client_data
     from fedsim.errors import InputError, RunFailed
-    from fedsim.local_sgd import LocalSGD
     from fedsim.params import Params
-    from fedsim.registry import register
     from fedsim.report.compare import compare
     from fedsim.report.domains import domain_matrix, domains_figure
     from fedsim.runs.results import Run, load_run, load_runs
     from fedsim.strategy import Payload, ServerContext, Strategy
     from fedsim.sweeps.sweep import sweep
+    from fedsim.training.local_sgd import LocalSGD
 
 _HOMES = {
     "features": "fedsim.api",
@@ -33,12 +33,12 @@ _HOMES = {
     "Client": "fedsim.client",
     "ClientContext": "fedsim.client",
     "Update": "fedsim.client",
-    "client_data": "fedsim.engine.flower_compat",
+    "client_data": "fedsim.engine.client_app",
     "InputError": "fedsim.errors",
     "RunFailed": "fedsim.errors",
-    "LocalSGD": "fedsim.local_sgd",
+    "LocalSGD": "fedsim.training.local_sgd",
     "Params": "fedsim.params",
-    "register": "fedsim.registry",
+    "register": "fedsim.components.lookup",
     "compare": "fedsim.report.compare",
     "domain_matrix": "fedsim.report.domains",
     "domains_figure": "fedsim.report.domains",

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim import components
-from fedsim.assembly import Parts, build_parts
-from fedsim.config import Experiment, base_folder, load_experiment, to_yaml
+from fedsim.components import build, configure
+from fedsim.components.build import initial_model as build_model
+from fedsim.config.experiment import Experiment
+from fedsim.config.reading import base_folder, load_experiment, to_yaml
 from fedsim.data.partition import Manifest
-from fedsim.engine.jobs import Executor, WorkerSpec
+from fedsim.engine.executors import open_executor
 from fedsim.errors import InputError
-from fedsim.progress import Progress
-from fedsim.rounds import RoundLoop
+from fedsim.rounds.loop import execute
+from fedsim.rounds.progress import Progress
+from fedsim.rounds.setup import build_parts
+from fedsim.runs.atomic import reason
 from fedsim.runs.environment import describe
-from fedsim.runs.files import reason
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.results import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import nn
+
 
 Source = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -55,11 +55,11 @@ def run(
     with folder:
         with _in_file(source):
             parts = build_parts(experiment, _fresh_data)
-        with open_executor(parts) as executor:
+        with open_executor(parts.experiment, parts.manifest.public_rows) as executor:
             folder.begin(to_yaml(experiment), describe(), parts.manifest)
             progress.folder = folder.path
             with closing(progress):
-                _execute(parts, executor, folder, progress, resumed=False)
+                execute(parts, executor, folder, progress, resumed=False)
     return Run(folder.path)
 
 
@@ -85,11 +85,14 @@ def resume(folder: str | Path, *, progress: Progress | None = None) -> Run:
         manifest = Manifest.load(opened.path / "partition.npz")
 
         def stored(experiment: Experiment) -> tuple[Any, Manifest]:
-            return components.build_dataset(experiment), manifest
+            return build.build_dataset(experiment), manifest
 
         parts = build_parts(experiment, stored)
-        with open_executor(parts) as executor, closing(progress):
-            _execute(parts, executor, opened, progress, resumed=True)
+        with (
+            open_executor(parts.experiment, parts.manifest.public_rows) as executor,
+            closing(progress),
+        ):
+            execute(parts, executor, opened, progress, resumed=True)
     return Run(opened.path)
 
 
@@ -106,7 +109,7 @@ def prepare(source: Source, overrides: Overrides = (), seed: int | None = None) 
             overrides = [*overrides, f"seed={seed}"]
     label = "" if isinstance(source, Mapping) else str(source)
     experiment = load_experiment(source, overrides)
-    return components.complete(experiment, base_folder(source), label)
+    return configure.complete(experiment, base_folder(source), label)
 
 
 def partition(
@@ -171,36 +174,6 @@ def features(
     return figure
 
 
-def build_model(experiment: Experiment) -> nn.Module:
-    """Return the experiment's model with its initial weights."""
-    return components.build_model(experiment, components.build_dataset(experiment).card)
-
-
-@contextmanager
-def open_executor(parts: Parts) -> Iterator[Executor]:
-    """Start the engine that an experiment asks for, and stop it at the end.
-
-    Raises:
-        InputError: more workers than the cluster has room for, or no cluster at the address; more
-            GPUs than this machine has, where all is done in this process.
-    """
-    experiment, public = parts.experiment, parts.manifest.public_rows
-    executor: Executor
-    if experiment.engine.name == "serial":
-        from fedsim.engine.serial import SerialExecutor
-
-        executor = SerialExecutor(WorkerSpec(experiment, public=public))
-    else:
-        from fedsim.engine.ray import RayExecutor, python_search_path
-
-        spec = WorkerSpec(experiment, python_search_path(), public)
-        executor = RayExecutor(spec, max_workers=max(experiment.cohort_size, 1))
-    try:
-        yield executor
-    finally:
-        executor.close()
-
-
 @contextmanager
 def _in_file(source: Source) -> Iterator[None]:
     """Begin an error's message with the experiment's file, if it comes from one."""
@@ -213,47 +186,8 @@ def _in_file(source: Source) -> Iterator[None]:
 
 
 def _fresh_data(experiment: Experiment) -> tuple[Any, Manifest]:
-    dataset = components.build_dataset(experiment)
-    return dataset, components.build_partition(experiment, dataset)
-
-
-def _execute(
-    parts: Parts, executor: Executor, folder: RunFolder, progress: Progress, resumed: bool
-) -> None:
-    started = time.perf_counter()
-    with _flower_log_to(folder.logger()):
-        try:
-            folder.set_status("running")
-            loop = RoundLoop(parts, executor, folder, progress)
-            try:
-                done = loop.resume() if resumed else 0
-                progress.start(parts.experiment, folder.path, done + 1)
-                loop.run()
-            finally:
-                loop.close()
-        except (KeyboardInterrupt, SystemExit):
-            # Ray makes a SystemExit of SIGTERM, the command line a KeyboardInterrupt.
-            folder.set_status("interrupted")
-            raise
-        except Exception as error:
-            folder.set_status("failed", f"{type(error).__name__}: {error}")
-            folder.logger().exception("the run failed")
-            error.add_note(f"the traceback is in {folder.path / 'log.txt'}")
-            raise
-        folder.set_status("finished")
-    progress.end(folder.path, Run(folder.path).summary(), time.perf_counter() - started)
-
-
-@contextmanager
-def _flower_log_to(logger: logging.Logger) -> Iterator[None]:
-    """Send what Flower's strategies say to the run's log instead of the terminal."""
-    flower = logging.getLogger("flwr")
-    handlers, propagate = flower.handlers, flower.propagate
-    flower.handlers, flower.propagate = list(logger.handlers), False
-    try:
-        yield
-    finally:
-        flower.handlers, flower.propagate = handlers, propagate
+    dataset = build.build_dataset(experiment)
+    return dataset, build.build_partition(experiment, dataset)
 
 
 __all__ = [

@@ -184,7 +184,8 @@ class Client:
 
         Names are ``generic/...`` for the server's model and ``personal/...`` for the client's.
         """
-        from fedsim.evaluate import named_scores, score
+        from fedsim.evaluate.metric_names import named_scores
+        from fedsim.evaluate.scoring import score
 
         if len(data.test) == 0:
             return {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class FedsimError(Exception):
@@ -31,3 +33,23 @@ def check(condition: bool, requirement: str, got: object) -> None:
     """
     if not condition:
         raise InputError(f"{requirement}, got {got!r}")
+
+
+def reason(error: BaseException, path: Path | None = None) -> str:
+    """Return ``file:line: Type: message`` for the frame at fault, the last one in `path` if given.
+
+    Frames of this module and of the import system do not count.
+    """
+    text = next(iter(str(error).splitlines()), "")
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if f.filename != __file__ and not f.filename.startswith("<frozen")
+    ]
+    own = [f for f in frames if path is not None and f.filename == str(path)]
+    for frame in reversed(own or frames):
+        return f"{frame.filename}:{frame.lineno}: {what}"
+    return what

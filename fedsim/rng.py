@@ -7,6 +7,9 @@ stream, on any worker and after any resume. Nothing here touches a global genera
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -32,3 +35,24 @@ def numpy_generator(
 ) -> np.random.Generator:
     """Return a numpy generator (Philox) for the stream at this address."""
     return np.random.Generator(np.random.Philox(key=derive(seed, purpose, round, client)))
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed torch's global generators, which dropout draws from, of the CPU and of a GPU in use."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def seeded_globals(seed: int, purpose: str, round: int) -> Iterator[None]:
+    """Seed `random` and numpy's global generator, which Flower's strategies draw from."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    address = derive(seed, purpose, round)
+    random.seed(address)
+    np.random.seed(address % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -25,10 +25,10 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from fedsim import rng
 from fedsim.client import Metrics, Update
 from fedsim.data.partition import MODALITIES, Modality
-from fedsim.engine.letters import Letter, Letters
-from fedsim.engine.records import TreeRecord, tree_of
-from fedsim.maths.trees import Tree, weighted_mean
+from fedsim.flower.messages import Letter, Letters
+from fedsim.flower.records import TreeRecord, tree_of
 from fedsim.params import FlatModel, Params
+from fedsim.params.trees import Tree, weighted_mean
 
 if TYPE_CHECKING:
     from fedsim.data.dataset import Dataset

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import InputError, nearest
-from fedsim.progress import Progress, Table
+from fedsim.rounds.progress import Progress
+from fedsim.runs.summary import Table
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from fedsim.config import Experiment
+    from fedsim.config.experiment import Experiment
 
 
 class Tracker:

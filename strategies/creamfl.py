@@ -32,16 +32,11 @@ from torch import Tensor
 
 from fedsim.client import Metrics, Tree, Update
 from fedsim.errors import check
-from fedsim.maths.contrastive import (
-    best_matches,
-    matches,
-    mean_of_weighted,
-    spreads,
-)
-from fedsim.optimisers import OptimiserState
+from fedsim.maths.contrastive import best_matches, matches, mean_of_weighted, spreads
 from fedsim.params import Params
-from fedsim.public_pairs import PublicConfig, PublicTraining, Target, check_pairs
 from fedsim.strategy import ServerContext, Strategy
+from fedsim.training.optimisers import OptimiserState
+from strategies._public_pairs import PublicConfig, PublicTraining, Target, check_pairs
 
 Aggregation = Literal["gca", "mean", "confidence", "selective"]
 

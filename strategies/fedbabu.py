@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fedsim.client import Metrics, Tree, Update
 from fedsim.params import Params
-from fedsim.parts import in_body
+from fedsim.params.filters import in_body
 from fedsim.strategy import ServerContext, Strategy, mean_update
 
 

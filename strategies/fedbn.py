@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedsim.params import Params
-from fedsim.parts import batch_norm, check_batch_norm
+from fedsim.params.filters import batch_norm, check_batch_norm
 from fedsim.strategy import ServerContext
 from strategies.fedavg import FedAvg, State
 

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from fedsim.client import Metrics, Update
 from fedsim.errors import check
-from fedsim.maths.trees import weighted_mean
 from fedsim.models.image_text import in_encoder
-from fedsim.optimisers import OptimiserState
 from fedsim.params import Params
-from fedsim.public_pairs import PublicConfig, PublicTraining, Target, check_pairs
+from fedsim.params.trees import weighted_mean
 from fedsim.strategy import Payload, ServerContext, Strategy
+from fedsim.training.optimisers import OptimiserState
+from strategies._public_pairs import PublicConfig, PublicTraining, Target, check_pairs
 
 
 @dataclass

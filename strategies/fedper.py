@@ -8,7 +8,7 @@ arXiv:1912.00818, Algorithms 1 and 2).
 from __future__ import annotations
 
 from fedsim.params import Params
-from fedsim.parts import in_body
+from fedsim.params.filters import in_body
 from fedsim.strategy import ServerContext
 from strategies.fedavg import FedAvg, State
 

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from fedsim.client import ClientContext, Metrics, Tree, Update
 from fedsim.errors import InputError, check
-from fedsim.local_sgd import Fit, LocalSGD
 from fedsim.maths.orthogonality import Orthogonality, Sides
 from fedsim.params import Params
-from fedsim.parts import in_backbone
+from fedsim.params.filters import in_backbone
 from fedsim.strategy import ServerContext, Strategy, mean_update
+from fedsim.training.local_sgd import Fit, LocalSGD
 
 Ortho = Literal["none", "srip_min", "srip_two_sided"]
 SIDES: dict[Ortho, Sides] = {"none": "shorter", "srip_min": "shorter", "srip_two_sided": "both"}

@@ -19,10 +19,10 @@ from typing import Literal
 
 from fedsim.client import Metrics, Tree, Update
 from fedsim.errors import check
-from fedsim.maths.conditional import generator_network, initial_weights
 from fedsim.maths.heads import WEIGHT, check_head
+from fedsim.models.blocks.conditional import generator_network, initial_weights
 from fedsim.params import Params
-from fedsim.parts import batch_norm, check_batch_norm
+from fedsim.params.filters import batch_norm, check_batch_norm
 from fedsim.strategy import ServerContext, Strategy, mean_update
 
 

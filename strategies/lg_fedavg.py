@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fedsim.errors import check
 from fedsim.params import Params
-from fedsim.parts import under
+from fedsim.params.filters import under
 from fedsim.strategy import ServerContext
 from strategies.fedavg import FedAvg, State
 

@@ -19,12 +19,12 @@ from typing import Any
 
 from fedsim.client import Metrics, Tree, Update
 from fedsim.errors import InputError, check
-from fedsim.maths.trees import weighted_mean
 from fedsim.models.image_text import PAIRS, SERVER
-from fedsim.optimisers import OptimiserState
 from fedsim.params import Params
-from fedsim.public_pairs import PublicConfig, PublicTraining, check_pairs
+from fedsim.params.trees import weighted_mean
 from fedsim.strategy import Payload, ServerContext, Strategy
+from fedsim.training.optimisers import OptimiserState
+from strategies._public_pairs import PublicConfig, PublicTraining, check_pairs
 
 MODALITIES = ("image", "text")
 

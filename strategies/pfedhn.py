@@ -28,10 +28,10 @@ from torch import Tensor
 
 from fedsim.client import Metrics, Update
 from fedsim.errors import InputError, check
-from fedsim.optimisers import Name, Optimiser, OptimiserState
 from fedsim.params import Params
-from fedsim.parts import in_head
+from fedsim.params.filters import in_head
 from fedsim.strategy import Payload, ServerContext, Strategy
+from fedsim.training.optimisers import Name, Optimiser, OptimiserState
 
 Weights = dict[str, Tensor]
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from fedsim.client import Metrics, Update
 from fedsim.errors import InputError, check
-from fedsim.optimisers import Name, Optimiser, OptimiserState
 from fedsim.params import Params
 from fedsim.strategy import Payload, ServerContext, Strategy
+from fedsim.training.optimisers import Name, Optimiser, OptimiserState
 
 PROMPTS = "body.prompts"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedsim.parts import batch_norm
+from fedsim.params.filters import batch_norm
 from fedsim.strategy import ServerContext
 from strategies.fedbn import FedBN
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedsim.client import Tree
-from fedsim.parts import batch_norm
+from fedsim.params.filters import batch_norm
 from strategies.fedsto import FedSTO
 
 

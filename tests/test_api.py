@@ -10,10 +10,10 @@ import torch
 
 import fedsim
 from fedsim.api import build_model, prepare
+from fedsim.config.yaml import dump_yaml
 from fedsim.errors import InputError
-from fedsim.progress import Progress
-from fedsim.yaml_text import dump_yaml
-from tests.runs import assert_same, measured, tiny
+from fedsim.rounds.progress import Progress
+from tests.support.runs import assert_same, measured, tiny
 
 
 def test_file_mapping_and_overrides_are_one(tmp_path: Path) -> None:
@@ -53,10 +53,10 @@ def test_folder_of_a_finished_run_is_whole(tmp_path: Path) -> None:
 
 def test_model_scores_as_recorded(tmp_path: Path) -> None:
     run = fedsim.run(tiny(), out=tmp_path)
-    from fedsim import components
+    from fedsim.components import build
     from fedsim.data.views import View
 
-    dataset = components.build_dataset(run.config)
+    dataset = build.build_dataset(run.config)
     view = View(dataset.test, range(len(dataset.test)), dataset.card)  # type: ignore[arg-type]
     with torch.no_grad():
         hits = run.model()(view.inputs()).argmax(1) == view.labels()

@@ -11,27 +11,26 @@ import pytest
 import torch
 
 import fedsim
-from fedsim import components, registry
-from fedsim.assembly import Parts, server_context
 from fedsim.client import Update
+from fedsim.components import build, lookup
 from fedsim.data.partition import Manifest
 from fedsim.data.views import View
 from fedsim.engine.jobs import Assignment, Block, WorkerSpec
 from fedsim.engine.worker import Worker
 from fedsim.errors import RunFailed
-from fedsim.maths import trees
-from fedsim.params import FlatModel, Params
+from fedsim.params import FlatModel, Params, trees
+from fedsim.rounds.setup import Parts, server_context
 from fedsim.runs.codec import from_bytes, to_bytes
 from fedsim.strategy import Payload
-from tests.runs import SCENES, assert_same, events, prepared, tiny
-from tests.test_survival import StopAt
+from tests.rounds.test_survival import StopAt
+from tests.support.runs import SCENES, TESTS, assert_same, events, prepared, tiny
 
-STRATEGIES = sorted(registry.names("strategies"))
-COHORTS = [n for n in STRATEGIES if not registry.resolve("strategies", n).pooled]
+STRATEGIES = sorted(lookup.names("strategies"))
+COHORTS = [n for n in STRATEGIES if not lookup.resolve("strategies", n).pooled]
 SENDING = [n for n in COHORTS if n != "local"]  # whose clients have something to send
-CLIENTS = sorted(registry.names("clients"))
+CLIENTS = sorted(lookup.names("clients"))
 
-NORMED = {"name": f"{Path(__file__).resolve().parent}/models.py:normed"}
+NORMED = {"name": f"{TESTS}/models.py:normed"}
 """For strategies that refuse a model without BatchNorm."""
 
 PROMPTED = {"name": "vit", "width": 16, "heads": 2, "layers": 2, "prompts": 3}
@@ -54,8 +53,8 @@ DETECTING = ("fedsto", "ssfl-fedbn", "ssfl-feddyn", "ssfl-fedopt")
 
 def required(kind: str, name: str) -> dict[str, Any]:
     """Return values for the options that have no default: none so far."""
-    options = registry.options(registry.resolve(kind, name))
-    missing = [option for option, (_, default) in options.items() if default is registry.REQUIRED]
+    options = lookup.options(lookup.resolve(kind, name))
+    missing = [option for option, (_, default) in options.items() if default is lookup.REQUIRED]
     assert not missing, f"{name} needs {missing}; give them here"
     return {}
 
@@ -121,12 +120,12 @@ class Played:
     def __init__(self, name: str, **changes: Any) -> None:
         settings = {"strategy": {"name": name}, **fitting(name, **changes)}
         self.experiment = prepared(**settings)
-        dataset = components.build_dataset(self.experiment)
-        self.manifest = components.build_partition(self.experiment, dataset)
+        dataset = build.build_dataset(self.experiment)
+        self.manifest = build.build_partition(self.experiment, dataset)
         self.worker = Worker(WorkerSpec(self.experiment, public=self.manifest.public_rows))
-        self.strategy = components.build_strategy(self.experiment)
+        self.strategy = build.build_strategy(self.experiment)
         self.client = self.worker.client
-        model = FlatModel(components.build_model(self.experiment, dataset.card))
+        model = FlatModel(build.build_model(self.experiment, dataset.card))
         parts = Parts(self.experiment, dataset, self.manifest, self.strategy, self.client, model)
         self.strategy.bind(model.params(), server_context(parts))
         self.states: dict[int, Any] = {}
@@ -304,9 +303,7 @@ def one_sample_each(labels: Any, clients: int, rng: Any) -> Any:
 def test_all_clients_but_one_fail(
     name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = type(
-        components.build_client(prepared(**{"strategy": {"name": name}, **fitting(name)}))
-    )
+    client = type(build.build_client(prepared(**{"strategy": {"name": name}, **fitting(name)})))
     original = client.train
 
     def train(self: Any, payload: Any, state: Any, data: Any, rng: Any, ctx: Any) -> Any:
@@ -338,7 +335,7 @@ def test_the_model_that_is_left_is_the_one_that_was_scored(name: str, tmp_path: 
     if not scored:
         assert not any(v for v in run.final if v.startswith("test/generic"))
         return
-    dataset = components.build_dataset(run.config)
+    dataset = build.build_dataset(run.config)
     view = View(dataset.test, np.arange(len(dataset.test)), dataset.card)
     for metric, value in fedsim.evaluate.score(run.model(), view).items():
         assert scored[f"test/generic/{metric}"] == pytest.approx(value, rel=1e-6), metric

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.api import prepare
-from fedsim.config import read_mapping
+from fedsim.config.reading import read_mapping
 from fedsim.sweeps.plan import make_plan
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import fedsim
-from fedsim.cli import main
+from fedsim.cli.commands import main
 from fedsim.errors import InputError
 from fedsim.trackers import Tracked, Tracker, make_trackers
-from tests.runs import TESTS, tiny
-from tests.test_survival import StopAt
+from tests.rounds.test_survival import StopAt
+from tests.support.runs import TESTS, tiny
 
 
 class Seen(Tracker):

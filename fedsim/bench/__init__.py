@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.config import Experiment, to_yaml
+from fedsim.config.experiment import Experiment
+from fedsim.config.reading import to_yaml
 from fedsim.errors import InputError, RunFailed, nearest
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "bench"
@@ -147,23 +148,23 @@ def measure(name: str, experiment: Experiment, repeats: int, rounds: int) -> Res
 @contextmanager
 def _loop(experiment: Experiment) -> Iterator[Any]:
     """Give a round loop in a temporary run folder, to be stepped through by hand."""
-    from fedsim import components
-    from fedsim.api import open_executor
-    from fedsim.assembly import build_parts
-    from fedsim.progress import Progress
-    from fedsim.rounds import RoundLoop
+    from fedsim.components import build
+    from fedsim.engine.executors import open_executor
+    from fedsim.rounds.loop import RoundLoop
+    from fedsim.rounds.progress import Progress
+    from fedsim.rounds.setup import build_parts
     from fedsim.runs.folder import RunFolder
 
     def data(experiment: Experiment) -> tuple[Any, Any]:
-        dataset = components.build_dataset(experiment)
-        return dataset, components.build_partition(experiment, dataset)
+        dataset = build.build_dataset(experiment)
+        return dataset, build.build_partition(experiment, dataset)
 
     with (
         tempfile.TemporaryDirectory() as out,
         RunFolder.create(Path(out), experiment.name, experiment.seed) as folder,
     ):
         parts = build_parts(experiment, data)
-        with open_executor(parts) as executor:
+        with open_executor(parts.experiment, parts.manifest.public_rows) as executor:
             folder.begin(to_yaml(experiment), {}, parts.manifest)
             loop = RoundLoop(parts, executor, folder, Progress())
             try:

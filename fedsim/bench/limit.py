@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim import rng
-from fedsim.components import build_dataset, build_model, build_partition
-from fedsim.config import Experiment
-from fedsim.engine.memory import keep_memory
+from fedsim.components.build import build_dataset, build_model, build_partition
+from fedsim.config.experiment import Experiment
+from fedsim.engine.process import keep_memory
 from fedsim.params import FlatModel
 
 GROUP = 17

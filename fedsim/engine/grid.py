@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,36 +18,17 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedsim.data.partition import Manifest
-from fedsim.engine import flower_compat as compat
-from fedsim.engine.jobs import Assignment, Block, BlockResult, Executor, Failure, Report
-from fedsim.engine.letters import Letter, by_payload, letters_of, round_of
-from fedsim.engine.records import RecordMismatch, TreeRecord, tree_of
+from fedsim.engine.jobs import Assignment, Block, BlockResult, Executor, Failure, Report, RoundLog
+from fedsim.engine.schedule import SHARD, block_length
 from fedsim.errors import RunFailed
-from fedsim.evaluate import Tally
-from fedsim.maths import trees
-from fedsim.maths.trees import Tree
-from fedsim.params import Params
-from fedsim.runs.states import StateStore
-
-MAX_BLOCKS = 32
-"""Blocks a cohort is cut into at most: enough that the last ones even out over many workers."""
-
-MIN_BLOCK_WORK = 2.5e6
-"""Training samples x parameters below which a block is not worth its round trip."""
-
-SHARD = 1024
-"""Rows of the global test set that are scored together."""
-
-
-@dataclass
-class RoundLog:
-    """What a call of `send_and_receive` leaves for the record: per client and for the round."""
-
-    reports: list[Report] = field(default_factory=list)
-    bytes_down: dict[int, int] = field(default_factory=dict)
-    failures: list[Report] = field(default_factory=list)
-    integers: dict[str, torch.Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
+from fedsim.evaluate.scorer import Tally
+from fedsim.flower import private as compat
+from fedsim.flower import records
+from fedsim.flower.messages import Letter, by_payload, letters_of, round_of
+from fedsim.flower.records import RecordMismatch, TreeRecord, tree_of
+from fedsim.params import Params, trees
+from fedsim.params.trees import Tree
+from fedsim.runs.client_states import StateStore
 
 
 class SimulationGrid(Grid):
@@ -255,7 +235,7 @@ class SimulationGrid(Grid):
     ) -> list[Block]:
         parts, work = [], []
         if self._foreign_client:
-            shared_bytes = compat.count_bytes(payload["content"])
+            shared_bytes = records.count_bytes(payload["content"])
         else:
             shared_bytes = trees.num_bytes(payload)
         content, own, own_bytes = None, None, 0
@@ -375,17 +355,6 @@ class SimulationGrid(Grid):
         for report in self.log.reports:
             if report.state is not None and report.failure is None:
                 self._states.put_bytes(report.client, report.state)
-
-
-def block_length(cohort: int, work: float, group_size: int = 1) -> int:
-    """Return how many clients a block has; follows from the experiment, never from the workers.
-
-    `work` is training samples x parameters of the whole cohort. Where clients are trained
-    `group_size` at a time a block is a whole number of groups.
-    """
-    count = max(1, min(MAX_BLOCKS, cohort, int(work / MIN_BLOCK_WORK)))
-    length = -(-cohort // count)
-    return -(-length // group_size) * group_size
 
 
 def _mean_content(sums: trees.WeightedMean, survivors: list[Report]) -> RecordDict:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 
-from fedsim.config import Experiment
+from fedsim.config.experiment import Experiment
 from fedsim.data.partition import ClientIndices
-from fedsim.maths.trees import Tree
+from fedsim.params.trees import Tree
 
 Kind = Literal["train", "evaluate", "score"]
 
@@ -153,3 +154,14 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give back everything that was started."""
+
+
+@dataclass
+class RoundLog:
+    """What a call of `send_and_receive` leaves for the record: per client and for the round."""
+
+    reports: list[Report] = field(default_factory=list)
+    bytes_down: dict[int, int] = field(default_factory=dict)
+    failures: list[Report] = field(default_factory=list)
+    integers: dict[str, torch.Tensor] = field(default_factory=dict)
+    seconds: float = 0.0

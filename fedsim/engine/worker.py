@@ -25,22 +25,24 @@ import torch
 
 from fedsim import rng
 from fedsim.client import ClientContext, Task, Update
-from fedsim.components import (
+from fedsim.components.build import (
     build_augment,
     build_client,
     build_dataset,
     build_model,
     group_size,
-    is_client_app,
 )
 from fedsim.data.views import ClientData, View
-from fedsim.engine.device import seed_generators
+from fedsim.engine.client_app import run_client_app
+from fedsim.engine.frozen_features import make_stem
 from fedsim.engine.jobs import Assignment, Block, BlockResult, Failure, Report, WorkerSpec
-from fedsim.engine.stems import make_stem
-from fedsim.evaluate import VALIDATION, scorer_of
-from fedsim.maths import trees
-from fedsim.maths.trees import Tree
-from fedsim.params import FlatModel
+from fedsim.engine.screening import first_non_finite
+from fedsim.evaluate.metric_names import VALIDATION
+from fedsim.evaluate.scoring import scorer_of
+from fedsim.flower.contracts import is_client_app
+from fedsim.params import FlatModel, trees
+from fedsim.params.trees import Tree
+from fedsim.rng import seed_generators
 from fedsim.runs.codec import from_bytes, to_bytes
 
 
@@ -97,11 +99,9 @@ class Worker:
             if block.kind == "score":
                 result = self._score(block, payload)
             elif self.foreign:
-                from fedsim.engine.flower_compat import run_client_app
-
                 result = BlockResult(block.index, [])
                 for part in block.clients:
-                    run = partial(run_client_app, self, block, part, payload)
+                    run = partial(self._run_app, block, part, payload)
                     result.reports.append(self._guarded(block, part, run))
             elif block.kind == "evaluate":
                 reports = [
@@ -201,6 +201,11 @@ class Worker:
                     report.update = None
                 result.reports.append(report)
         return result
+
+    def _run_app(self, block: Block, part: Assignment, payload: Tree) -> Report:
+        self.seed_globals(block, part.client)
+        data = self.data(part)
+        return run_client_app(self.client, self.experiment, block, part, payload, data)
 
     def _task(self, block: Block, part: Assignment, payload: Tree) -> Task:
         ctx = self.context(block, part.client)
@@ -357,7 +362,7 @@ class Worker:
             return reason
         size = trees.norm(update)
         if not math.isfinite(size):
-            return f"not finite: {_first_non_finite(update)}"
+            return f"not finite: {first_non_finite(update)}"
         limit = self.experiment.screening.max_norm
         # |update - sent| <= |update| + |sent|: most updates pass without the difference.
         if size + self._norm_of(sent) <= limit:
@@ -390,16 +395,6 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         if not isinstance(value, int | float | np.number | torch.Tensor):
             raise TypeError(f"metric {name!r} must be a number, got {value!r}")
     return {name: float(value) for name, value in metrics.items()}
-
-
-def _first_non_finite(tree: Tree) -> str:
-    from fedsim.engine.records import named_tensors
-
-    for name, tensor in named_tensors(tree).items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            return f"{bad} of {tensor.numel()} elements of {name!r} are NaN or infinite"
-    return "a number is NaN or infinite"
 
 
 def capture_module_state(model: FlatModel) -> Callable[[], None]:

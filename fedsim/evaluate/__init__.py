@@ -2,7 +2,6 @@
 
 from fedsim.evaluate.classification import (
     CLASSIFICATION,
-    SHOTS,
     Classification,
     Counts,
     ShotRule,
@@ -10,10 +9,9 @@ from fedsim.evaluate.classification import (
     head_scores,
     shot_groups,
 )
-from fedsim.evaluate.scorer import Scorer, Tally, named_scores, score, scorer_of, shifted
-
-VALIDATION = "validation/"
-"""What the names of values on validation samples begin with, beside those on test samples."""
+from fedsim.evaluate.metric_names import SHOTS, named_scores, shifted
+from fedsim.evaluate.scorer import Scorer, Tally
+from fedsim.evaluate.scoring import score, scorer_of
 
 __all__ = [
     "CLASSIFICATION",

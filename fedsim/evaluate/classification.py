@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.data.views import View, view_for
+from fedsim.evaluate.feature_statistics import Moments
+from fedsim.evaluate.metric_names import SHOTS
 from fedsim.evaluate.scorer import Scorer
-from fedsim.moments import Moments
 
 ShotRule = Literal["cumulative", "count"]
-SHOTS = ("many", "medium", "few")
 
 
 @dataclass

@@ -7,18 +7,15 @@ the server has samples the round loop adds `mAP50_shifted`, that of the domains 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from fedsim.data.views import View
+from fedsim.evaluate.boxes import Boxes, Found
 from fedsim.evaluate.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -26,145 +23,12 @@ if TYPE_CHECKING:
 
     from fedsim.data.dataset import Dataset
 
+
 LEAST_SCORE = 0.01
 """Detections below it are left out: they are at the far end of every precision-recall curve."""
 
 _SHOWN = 3  # images of a domain in the picture
 _SHOWN_SCORE = 0.3
-
-
-@dataclass
-class Found:
-    """Boxes of n images, one after another: `images` int64 (m,) are their numbers 0..n-1.
-
-    `boxes` float32 (m, 4), corners in pixels; `labels` int64 (m,); `scores` float32 (m,).
-    """
-
-    images: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-
-    @classmethod
-    def of(cls, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> Found:
-        """Return the boxes of padded arrays (n, K, 4), (n, K), (n, K), labels -1 for none."""
-        images, places = np.nonzero(labels >= 0)
-        return cls(images, boxes[images, places], labels[images, places], scores[images, places])
-
-    def after(self, n: int, other: Found) -> Found:
-        """Return these boxes, of n images, and those of further images."""
-        return Found(
-            np.concatenate([self.images, other.images + n]),
-            np.concatenate([self.boxes, other.boxes]),
-            np.concatenate([self.labels, other.labels]),
-            np.concatenate([self.scores, other.scores]),
-        )
-
-
-@dataclass
-class Boxes:
-    """What a detector found on some images, and what is there.
-
-    `domains` int64 (n,) is each image's domain, of those in `names`; -1 where there are none.
-    """
-
-    found: Found
-    truth: Found
-    domains: np.ndarray
-    names: tuple[str, ...]
-    num_classes: int
-    moments: ClassVar[None] = None
-
-    def __add__(self, other: Boxes) -> Boxes:
-        n = len(self.domains)
-        return Boxes(
-            self.found.after(n, other.found),
-            self.truth.after(n, other.truth),
-            np.concatenate([self.domains, other.domains]),
-            self.names,
-            self.num_classes,
-        )
-
-    def metrics(self) -> dict[str, float]:
-        """Return mAP50 and mAP, ``mAP50/<domain>`` and the like, and mAP50_total.
-
-        What has no true box has no value.
-
-        Raises:
-            ValueError: there were no samples.
-        """
-        if len(self.domains) == 0:
-            raise ValueError("a model cannot be scored on no samples")
-        values = self._coco(np.arange(len(self.domains)))
-        present = [d for d in range(len(self.names)) if (self.domains == d).any()]
-        totals: dict[str, list[float]] = {}
-        for domain in present:
-            for name, value in self._coco(np.flatnonzero(self.domains == domain)).items():
-                values[f"{name}/{self.names[domain]}"] = value
-                totals.setdefault(name, []).append(value)
-        return values | {f"{name}_total": float(np.mean(v)) for name, v in totals.items()}
-
-    def balanced(self) -> None:
-        """Return None: mAP counts all classes alike as it is."""
-
-    def by_shots(self, groups: Sequence[np.ndarray]) -> dict[str, float]:
-        """Return nothing: groups of classes are those of classification."""
-        return {}
-
-    def _coco(self, images: np.ndarray) -> dict[str, float]:
-        """Return COCO's metrics on some of the images; none without true boxes."""
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        true, found = (_rows(boxes, images) for boxes in (self.truth, self.found))
-        if not true:
-            return {}
-        with _quiet():
-            known = COCO(
-                {
-                    "images": [{"id": int(i)} for i in images],
-                    "categories": [{"id": c, "name": str(c)} for c in range(self.num_classes)],
-                    "annotations": true,
-                }
-            )
-            if not found:
-                return {"mAP50": 0.0, "mAP": 0.0}
-            evaluation = COCOeval_faster(known, known.loadRes(found), iouType="bbox")
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-        values = evaluation.stats_as_dict
-        return {"mAP50": float(values["AP_50"]), "mAP": float(values["AP_all"])}
-
-
-def _rows(boxes: Found, images: np.ndarray) -> list[dict[str, Any]]:
-    """Return the boxes of some images as annotations of COCO's format."""
-    rows = np.flatnonzero(np.isin(boxes.images, images))
-    sides = boxes.boxes[:, 2:] - boxes.boxes[:, :2]
-    return [
-        {
-            "id": number,
-            "image_id": int(boxes.images[i]),
-            "category_id": int(boxes.labels[i]),
-            "bbox": [*boxes.boxes[i, :2].tolist(), *sides[i].tolist()],
-            "area": float(sides[i].prod()),
-            "score": float(boxes.scores[i]),
-            "iscrowd": 0,
-        }
-        for number, i in enumerate(rows.tolist(), start=1)
-    ]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library from printing its table."""
-    log = logging.getLogger("faster_coco_eval")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        log.setLevel(level)
 
 
 class Detection(Scorer):
@@ -205,7 +69,6 @@ class Detection(Scorer):
 
     def picture(self, module: nn.Module, dataset: Dataset) -> Figure | None:
         """Return the first test images of each domain: true boxes white, those found in colour."""
-        from fedsim.report.detections import detections_figure
 
         split = dataset.test
         domains = split.extra.get("domain")
@@ -236,3 +99,61 @@ def _array(values: Any) -> np.ndarray:
 
 
 DETECTION = Detection()
+
+
+_TRUE, _FOUND = 2.2, 1.2  # widths of outlines in points
+
+
+_DARK = "#444444"  # behind the legend: white is not seen on white
+
+
+def detections_figure(
+    rows: Sequence[tuple[str, np.ndarray, Found, Found]], classes: Sequence[str]
+) -> Figure:
+    """Return a figure with a row of images for each (name, images, found, true boxes).
+
+    `images` are uint8 (n, H, W, 3). True boxes are white, those found in a colour for each class,
+    with the class and the score; a legend above says so.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    from fedsim.evaluate.palette import COLOURS
+
+    across = max(len(images) for _, images, _, _ in rows)
+    figure = Figure(figsize=(2.2 * across, 2.3 * len(rows)), dpi=100, layout="constrained")
+    axes = figure.subplots(len(rows), across, squeeze=False)
+    for line, (name, images, found, truth) in zip(axes, rows, strict=True):
+        for column, ax in enumerate(line):
+            ax.set_axis_off()
+            if column >= len(images):
+                continue
+            ax.imshow(images[column], interpolation="nearest")
+            for i in np.flatnonzero(truth.images == column):
+                _outline(ax, truth.boxes[i], "white", _TRUE)
+            for i in np.flatnonzero(found.images == column):
+                label = int(found.labels[i])
+                colour = COLOURS[label % len(COLOURS)]
+                _outline(ax, found.boxes[i], colour, _FOUND)
+                text = f"{classes[label]} {found.scores[i]:.2f}"
+                x, y = found.boxes[i, :2].tolist()
+                ax.text(x, y, text, fontsize=5, color="white", backgroundcolor=colour, va="bottom",
+                        bbox={"facecolor": colour, "pad": 0.6, "linewidth": 0})  # fmt: skip
+        if name:
+            line[0].set_title(name, loc="left", fontsize=9)
+    known = [
+        Patch(fill=False, edgecolor="white", lw=_TRUE, label="true boxes"),
+        Patch(fill=False, edgecolor=COLOURS[0], lw=_FOUND, label="found: a colour a class, score"),
+    ]
+    figure.legend(
+        handles=known, loc="outside upper center", ncols=2, fontsize=8,
+        facecolor=_DARK, labelcolor="white", edgecolor="none", framealpha=1.0,
+    )  # fmt: skip
+    return figure
+
+
+def _outline(ax: Any, box: np.ndarray, colour: str, width: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = (float(v) - 0.5 for v in box)  # a pixel's centre is at a whole number
+    ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, lw=width))

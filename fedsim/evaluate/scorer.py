@@ -6,7 +6,7 @@ each, the tallies are added, and the sum has the metrics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from fedsim.data.dataset import Dataset
     from fedsim.data.views import View
-    from fedsim.moments import Moments
+    from fedsim.evaluate.feature_statistics import Moments
+
 
 T = TypeVar("T")
 
@@ -76,40 +77,3 @@ class Scorer:
         Drawn once, of the final model, into the run's folder ``pictures``.
         """
         return None
-
-
-def scorer_of(module: nn.Module) -> Scorer:
-    """Return how a model is scored: as its attribute `scorer` says, else as a classifier."""
-    from fedsim.evaluate.classification import CLASSIFICATION
-
-    found: Scorer = getattr(module, "scorer", CLASSIFICATION)
-    return found
-
-
-def score(module: nn.Module, view: View, batch_size: int = 512) -> dict[str, float]:
-    """Return the module's metrics on a view, as its scorer has them.
-
-    Raises:
-        ValueError: the view is empty.
-    """
-    if len(view) == 0:
-        raise ValueError("a model cannot be scored on no samples")
-    return scorer_of(module).tally(module, view, len(view.card.classes), batch_size).metrics()
-
-
-def shifted(values: Mapping[str, float], domains: Sequence[str]) -> dict[str, float]:
-    """Return ``<metric>_shifted`` of values by domain: their mean over some domains.
-
-    Values by domain are named ``<metric>/<domain>``; a domain without one does not count.
-    """
-    found: dict[str, list[float]] = {}
-    for name, value in values.items():
-        metric, _, domain = name.partition("/")
-        if domain in domains:
-            found.setdefault(metric, []).append(value)
-    return {f"{metric}_shifted": float(np.mean(some)) for metric, some in found.items()}
-
-
-def named_scores(model: str, scores: Mapping[str, float]) -> dict[str, float]:
-    """Return scores under the name of a model: ``personal`` makes ``personal/accuracy``."""
-    return {f"{model}/{name}": value for name, value in scores.items()}

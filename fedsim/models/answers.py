@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Card
 from fedsim.errors import InputError, check
-from fedsim.models import check_images
-from fedsim.models._renormalise import Renormalise
+from fedsim.models.blocks.body_head import check_images
+from fedsim.models.blocks.nested import TrainedModel
+from fedsim.models.blocks.renormalise import Renormalise
 from fedsim.models.image_text import ImageText
 
 
@@ -69,7 +70,7 @@ def answers(
     card: Card | None = None,
     /,
     *,
-    towers: str,
+    towers: TrainedModel,
     hidden: int = 128,
 ) -> nn.Module:
     """A classifier of answers to questions about images, on a run's frozen server towers.
@@ -80,22 +81,18 @@ def answers(
     Raises:
         InputError: no such run, a run of another model, of other shapes or words, a bad option.
     """
-    from fedsim.components import build_dataset
-    from fedsim.runs.results import load_run
-
     check_images("answers", input_shape)
     check(hidden >= 1, "hidden must be >= 1", hidden)
     text_shape = None if card is None else card.text_shape
     check(text_shape is not None, "model 'answers' needs images with questions", text_shape)
     assert card is not None
-    run = load_run(towers)
-    module = run.model()
-    if not isinstance(module, ImageText):
+    trained = towers()
+    if not isinstance(trained.module, ImageText):
         raise InputError(
-            f"model.towers must be a run of the model 'image-text', {towers} is one of "
-            f"{run.config.model.name!r}"
+            f"model.towers must be a run of the model 'image-text', {towers.folder} is one of "
+            f"{trained.model!r}"
         )
-    trained_on = build_dataset(run.config).card
+    trained_on = trained.card
     for what, own, theirs in (
         ("images", tuple(input_shape), trained_on.input_shape),
         ("texts", text_shape, trained_on.text_shape),
@@ -104,10 +101,10 @@ def answers(
     if card.vocabulary != trained_on.vocabulary:
         # Numbers of words would stand for other words.
         raise InputError(
-            f"model.towers must be a run on texts of the same vocabulary, and {towers} is on "
-            f"{run.config.dataset.name!r} with another one; a union of its pairs and of these "
+            f"model.towers must be a run on texts of the same vocabulary, and {towers.folder} is "
+            f"on {trained.dataset!r} with another one; a union of its pairs and of these "
             "questions has one for both"
         )
     images = Renormalise()
     images.expect((card.mean, card.std), (trained_on.mean, trained_on.std))
-    return Answers(Product(module.server, module.dim, hidden, images), num_classes)
+    return Answers(Product(trained.module.server, trained.module.dim, hidden, images), num_classes)

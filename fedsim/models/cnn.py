@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.batched import Batched
 from fedsim.errors import check
-from fedsim.models import BodyHead, check_images, num_features
+from fedsim.models.blocks.batched import Batched
+from fedsim.models.blocks.body_head import BodyHead, check_images, num_features
 
 _aten = torch.ops.aten
 

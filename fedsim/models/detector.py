@@ -14,7 +14,7 @@ from fedsim.evaluate.detection import DETECTION
 from fedsim.evaluate.scorer import Scorer
 from fedsim.maths.boxes import clipped, gathered, suppressed
 from fedsim.maths.detection_loss import Grid, Targets, Weights, detection_loss, grid
-from fedsim.models import check_images
+from fedsim.models.blocks.body_head import check_images
 
 FINEST = 8
 """The stride of the finest level in pixels; each further one has twice that of the one before."""

@@ -26,12 +26,12 @@ from fedsim.data.views import View
 from fedsim.errors import check
 from fedsim.evaluate.retrieval import Retrieval, tokens_of
 from fedsim.maths.contrastive import info_nce, pcme
-from fedsim.models import check_images
-from fedsim.models._nested import Model
+from fedsim.models.blocks.body_head import check_images
+from fedsim.models.blocks.nested import Model
 from fedsim.models.cnn import cnn
 from fedsim.models.text import text as bag_of_words
 from fedsim.models.text_gru import text_gru
-from fedsim.parts import under
+from fedsim.params.filters import under
 
 SERVER, IMAGE, TEXT, PAIRS = "server", "image", "text", "pairs"
 

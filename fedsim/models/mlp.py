@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fedsim.batched import Batched
 from fedsim.errors import check
-from fedsim.models import check_images
+from fedsim.models.blocks.batched import Batched
+from fedsim.models.blocks.body_head import check_images
 
 
 class _MLP(Batched):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.errors import check
-from fedsim.models import BodyHead, check_images
+from fedsim.models.blocks.body_head import BodyHead, check_images
 
 _Norm = Callable[[int], nn.Module]
 

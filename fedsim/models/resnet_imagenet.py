@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Card
 from fedsim.errors import check
-from fedsim.models import BodyHead, check_images
-from fedsim.models._renormalise import Renormalise
+from fedsim.models.blocks.body_head import BodyHead, check_images
+from fedsim.models.blocks.renormalise import Renormalise
+from fedsim.models.pretrained.statistics import KNOWN, statistics
+from fedsim.models.pretrained.torchvision_resnet import find_weights, load_weights, read_weights
 from fedsim.models.resnet import ResidualBlock
-from fedsim.pretrained import KNOWN, statistics
-from fedsim.pretrained.torchvision_resnet import find_weights, load_weights, read_weights
 
 _STAGES = {
     18: (2, 2, 2, 2),

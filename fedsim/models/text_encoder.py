@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Card
 from fedsim.errors import InputError, check
-from fedsim.models import BodyHead, check_texts
-from fedsim.pretrained import check_sizes, without_bars
-from fedsim.pretrained.text import SubWords, load_encoder, most_tokens, sub_words
+from fedsim.models.blocks.body_head import BodyHead, check_texts
+from fedsim.models.pretrained.text import SubWords, load_encoder, most_tokens, sub_words
+from fedsim.models.pretrained.transformers import check_sizes, without_bars
 
 _SIZES = {"width": 64, "layers": 2, "heads": 2}
 """Of an encoder without weights, unless given."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fedsim.data.dataset import Card
-from fedsim.data.words import END
+from fedsim.data.tokens import END
 from fedsim.errors import check
-from fedsim.models import BodyHead, check_texts
-from fedsim.pretrained.word_vectors import start_from
+from fedsim.models.blocks.body_head import BodyHead, check_texts
+from fedsim.models.pretrained.word_vectors import start_from
 
 
 class _Recurrent(nn.Module):

@@ -19,16 +19,10 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Card
 from fedsim.errors import InputError, check
-from fedsim.models import BodyHead, check_images
-from fedsim.models._renormalise import Renormalise
-from fedsim.pretrained import (
-    Statistics,
-    check_sizes,
-    load_backbone,
-    statistics,
-    without_bars,
-    write_statistics,
-)
+from fedsim.models.blocks.body_head import BodyHead, check_images
+from fedsim.models.blocks.renormalise import Renormalise
+from fedsim.models.pretrained.statistics import Statistics, statistics, write_statistics
+from fedsim.models.pretrained.transformers import check_sizes, load_backbone, without_bars
 
 _SIZES = {"patch": 4, "width": 96, "layers": 6, "heads": 3}
 """Of a backbone without weights, unless given."""
@@ -145,7 +139,7 @@ class PromptedBody(nn.Module):
 class PromptedViT(BodyHead):
     """A prompted transformer with a linear head; `frozen` names what is never trained or sent.
 
-    `stem` and `stem_bytes` are those of `fedsim.engine.stems`.
+    `stem` and `stem_bytes` are those of `fedsim.engine.frozen_features`.
     """
 
     def __init__(

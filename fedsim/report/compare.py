@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,9 @@ import numpy as np
 import pandas as pd
 
 from fedsim.errors import InputError, check, nearest
+from fedsim.evaluate.metric_names import is_share, lower_is_better
 from fedsim.report.groups import Group, check_same_data, gather, missing_seeds
+from fedsim.report.html import write_page
 from fedsim.report.measures import (
     DEPLOYED,
     OWN,
@@ -29,52 +30,27 @@ from fedsim.report.measures import (
     cumulated,
     has_virtual,
     last_count,
-    lower_is_better,
     reached,
     worst_tenth,
 )
+from fedsim.report.plots import comparison_figures
 from fedsim.report.statistics import holm, mean_interval, paired_p
-from fedsim.report.text import is_share
+from fedsim.report.tables import Tables
+from fedsim.report.text import comparison_text
 from fedsim.runs.results import Run, load_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass
-class Comparison:
-    """Groups of runs and a table for each metric.
-
-    `tables` map a metric to a frame with a row a group: run, strategy, seeds, mean, low, high
-    (95 % interval), difference, difference_low, difference_high, pairs, p, p_holm (against
-    `reference`; NaN in its own row). Those of clients' metrics also have worst_10 (mean of the
-    clients' worst tenth) and spread (standard deviation over clients, with n), both of the rounds
-    that `choice` names and means over seeds; those of the metric with a target rounds_to_target,
-    bytes_to_target (up and down, all clients), seconds_to_target (of the run's machine) and
-    virtual_seconds_to_target (as if the clients of a round ran all at once), means over the seeds
-    that reached it, and reached, their number. `values` hold each run's number: metric, run, seed,
-    value. `remarks` say what a reader must know of the choice and the target.
-    """
-
-    groups: list[Group]
-    reference: str
-    choice: str
-    tables: dict[str, pd.DataFrame]
-    values: pd.DataFrame
-    missing: dict[str, list[int]]
-    left_out: list[str] = field(default_factory=list)
-    target: float | None = None
-    remarks: list[str] = field(default_factory=list)
+class Comparison(Tables):
+    """The tables of compared runs, and the ways to show them."""
 
     def __str__(self) -> str:
-        from fedsim.report.text import comparison_text
-
         return comparison_text(self)
 
     def figures(self) -> dict[str, Figure]:
         """Return the pictures, by title: curves, clients, many/medium/few where recorded."""
-        from fedsim.report.plots import comparison_figures
-
         return comparison_figures(self)
 
     def to_html(self, path: str | Path) -> None:
@@ -83,8 +59,6 @@ class Comparison:
         Raises:
             InputError: the file cannot be written.
         """
-        from fedsim.report.html import write_page
-
         write_page(self, Path(path))
 
 

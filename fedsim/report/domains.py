@@ -40,14 +40,14 @@ def has_domains(run: Run) -> bool:
 
 def domains_figure(runs: Run | Sequence[Run], model: str = "deployed") -> Figure:
     """Return the matrix as a picture: clients by domains, in percent."""
-    from fedsim.report.plots import matrix_figure
+    from fedsim.report.figures import matrix_figure
 
     return matrix_figure(domain_matrix(runs, model), "client", "tested on", "accuracy")
 
 
 def _place(run: Run) -> Callable[[str], int]:
     """Return the sort key of the data set's own order of domains, if its card can be read here."""
-    from fedsim.components import build_dataset
+    from fedsim.components.build import build_dataset
 
     try:
         order = list(build_dataset(run.config).card.domains)

@@ -15,13 +15,14 @@ import pandas as pd
 
 from fedsim.errors import InputError
 from fedsim.report.groups import Group, differences
+from fedsim.report.plots import comparison_figures
 from fedsim.report.text import header, notes, rows_of
-from fedsim.runs.files import reason, write_atomic
+from fedsim.runs.atomic import reason, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fedsim.report.compare import Comparison
+    from fedsim.report.tables import Tables
 
 EVENTS = 50
 """Events that are listed; the others are counted."""
@@ -52,7 +53,7 @@ details { margin: .5rem 0; } summary { cursor: pointer; color: var(--mark); }
 """
 
 
-def write_page(comparison: Comparison, path: Path) -> None:
+def write_page(comparison: Tables, path: Path) -> None:
     """Write the page.
 
     Raises:
@@ -73,7 +74,7 @@ def check_page(path: Path) -> None:
         raise InputError(f"cannot write {path}: there is no folder {path.parent}")
 
 
-def page(comparison: Comparison) -> str:
+def page(comparison: Tables) -> str:
     """Return the page as text."""
     groups = comparison.groups
     first = groups[0].runs[0].config
@@ -98,7 +99,7 @@ def page(comparison: Comparison) -> str:
         heads, rows = rows_of(name, frame)
         parts.append(f"<h2>{_text(header(name))}</h2>")
         parts.append(_table(heads, rows, reference=comparison.reference))
-    for heading, figure in comparison.figures().items():
+    for heading, figure in comparison_figures(comparison).items():
         parts.append(f"<h2>{_text(heading)}</h2>{_picture(figure, heading)}")
     parts.append(_partition(groups[0]))
     parts.append(_settings(groups))
@@ -144,7 +145,7 @@ def _picture(figure: Figure, heading: str) -> str:
 
 def _partition(group: Group) -> str:
     """Return the picture of the first run's partition, if its data can be read here."""
-    from fedsim.components import build_dataset
+    from fedsim.components.build import build_dataset
     from fedsim.data.partition import Manifest
     from fedsim.report.partition import partition_figure
 

@@ -6,14 +6,13 @@ A metric is named as in the tables of a comparison: as recorded, without ``test/
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from fedsim.errors import InputError
-from fedsim.report.text import is_share
+from fedsim.evaluate.metric_names import lower_is_better
 from fedsim.runs.results import Run
 
 OWN = ("clients/generic/", "clients/personal/")
@@ -26,13 +25,6 @@ WORST = 10
 
 VIRTUAL = "virtual_seconds"
 """Of a round as if its clients ran all at once: the slowest client's and the server's own."""
-
-_LOWER = {"loss", "error", "mse", "rmse", "mae", "perplexity", "seconds", "bytes"}
-
-
-def lower_is_better(name: str) -> bool:
-    """Whether low values of a metric are the good ones, by the words of its name."""
-    return not is_share(name) and not _LOWER.isdisjoint(re.split(r"[/_-]", name.lower()))
 
 
 def last_count(choice: str) -> int:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from fedsim.report.compare import Comparison
+from fedsim.evaluate.metric_names import is_share
+from fedsim.evaluate.palette import COLOURS
 from fedsim.report.domains import domains_figure, has_domains
+from fedsim.report.figures import name_items
 from fedsim.report.groups import Group
 from fedsim.report.measures import (
     DEPLOYED,
@@ -25,13 +27,14 @@ from fedsim.report.measures import (
     has_virtual,
 )
 from fedsim.report.statistics import mean_interval
-from fedsim.report.text import header, is_share
+from fedsim.report.tables import Tables
+from fedsim.report.text import header
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c8c00", "#777777")
+
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -43,7 +46,7 @@ def style(i: int) -> dict[str, Any]:
     }
 
 
-def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
+def comparison_figures(comparison: Tables) -> dict[str, Figure]:
     """Return the pictures by title; those for which nothing was recorded are left out."""
     groups, names = comparison.groups, list(comparison.tables)
     figures = {}
@@ -151,11 +154,11 @@ def clients_figure(groups: Sequence[Group], name: str, choice: str = "last") -> 
         axes.hlines(np.median(shown), i - 0.3, i + 0.3, color=colour, linewidth=2)
     axes.set_ylabel(f"{header(name)} of a client", fontsize=9)
     _dress(axes, "")
-    _name_items(axes, [g.label for g, _ in found])
+    name_items(axes, [g.label for g, _ in found])
     return figure
 
 
-def bars_figure(comparison: Comparison, names: Sequence[str], labels: Sequence[str]) -> Figure:
+def bars_figure(comparison: Tables, names: Sequence[str], labels: Sequence[str]) -> Figure:
     """Return bars of several metrics for each group, with 95 % intervals where there are some."""
     from matplotlib.figure import Figure
 
@@ -174,34 +177,8 @@ def bars_figure(comparison: Comparison, names: Sequence[str], labels: Sequence[s
     axes.set_ylabel("accuracy on the classes [%]", fontsize=9)
     _dress(axes, "")
     axes.set_ylim(0, 100)
-    _name_items(axes, [g.label for g in groups])
+    name_items(axes, [g.label for g in groups])
     figure.legend(loc="outside right upper", fontsize=8, frameon=False, title="classes with")
-    return figure
-
-
-def matrix_figure(table: pd.DataFrame, rows: str, columns: str, value: str) -> Figure:
-    """Return a table of shares (rows by columns, such as clients by domains) as a heat map.
-
-    `rows`, `columns` and `value` are what the axes and the colours show. Cells hold percent.
-    """
-    from matplotlib.figure import Figure
-
-    shares = 100 * table.to_numpy(np.float64)
-    size = (2.2 + 0.75 * shares.shape[1], 1.6 + 0.4 * shares.shape[0])
-    figure = Figure(figsize=size, layout="constrained", dpi=110)
-    axes = figure.subplots()
-    low, high = float(np.nanmin(shares)), float(np.nanmax(shares))
-    image = axes.imshow(shares, cmap="cividis", vmin=low, vmax=high, aspect="auto")
-    for (i, j), share in np.ndenumerate(shares):
-        if not np.isnan(share):
-            dark = high > low and (share - low) / (high - low) < 0.55
-            colour = "white" if dark else "black"
-            axes.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    _name_items(axes, [str(c) for c in table.columns])
-    axes.set_yticks(range(len(table.index)), [str(r) for r in table.index], fontsize=8)
-    axes.set_xlabel(columns, fontsize=9)
-    axes.set_ylabel(rows, fontsize=9)
-    figure.colorbar(image, ax=axes, label=f"{value} [%]")
     return figure
 
 
@@ -225,14 +202,6 @@ def _clients(group: Group, name: str, choice: str) -> np.ndarray:
         values.append(client_values(run, name, rounds))
     joined = np.concatenate(values)
     return joined[~np.isnan(joined)]
-
-
-def _name_items(axes: Axes, names: Sequence[str], size: int = 8) -> None:
-    """Write a name under each item; many or long ones slanted, each ending at its item."""
-    axes.set_xticks(range(len(names)), list(names), fontsize=size)
-    if len(names) > 4 or max(map(len, names), default=0) > 12:
-        for label in axes.get_xticklabels():
-            label.set(rotation=40, ha="right", rotation_mode="anchor")
 
 
 def _dress(axes: Axes, x: str) -> None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from fedsim.evaluate.metric_names import is_share
+
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedsim.report.compare import Comparison
-
-
-def is_share(name: str) -> bool:
-    """Whether a metric is a share that is shown in percent."""
-    precision = any(part.startswith("mAP") for part in name.split("/"))
-    return precision or any(word in name for word in ("accuracy", "recall", "precision"))
+    from fedsim.report.tables import Tables
 
 
 def number(value: float, name: str, signed: bool = False) -> str:
@@ -72,7 +68,7 @@ def rows_of(name: str, frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]
     return heads, rows
 
 
-def comparison_text(comparison: Comparison) -> str:
+def comparison_text(comparison: Tables) -> str:
     """Return all tables, what was left out and which seeds are missing."""
     lines: list[str] = []
     for name, frame in comparison.tables.items():
@@ -87,7 +83,7 @@ def comparison_text(comparison: Comparison) -> str:
     return "\n".join(lines).rstrip()
 
 
-def notes(comparison: Comparison) -> list[str]:
+def notes(comparison: Tables) -> list[str]:
     """Return a sentence for each thing a reader must know."""
     found = [
         f"{label} has no run of seed {', '.join(map(str, seeds))}; differences use the common seeds"

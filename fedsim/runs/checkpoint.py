@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import RunFailed
+from fedsim.runs.atomic import ASIDE, reason, write_atomic
 from fedsim.runs.codec import Damaged, from_bytes, to_bytes
-from fedsim.runs.files import ASIDE, reason, write_atomic
 
 FOLDER = "checkpoint"
 NAME = re.compile(r"round-(\d+)\.safetensors")

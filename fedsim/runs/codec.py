@@ -1,6 +1,6 @@
 """Values to the bytes of one file and back, bit for bit, without pickle.
 
-A value is split into named tensors and a JSON skeleton (`fedsim.runs.skeleton`); both go into
+A value is split into named tensors and a JSON skeleton (`fedsim.runs.encoding`); both go into
 one safetensors file whose metadata carry the skeleton, the version of this format and a
 SHA-256 of every byte.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fedsim.errors import RunFailed
-from fedsim.runs.skeleton import CODES, decode, encode
+from fedsim.runs.encoding import CODES, decode, encode
 
 __all__ = ["VERSION", "Damaged", "check_seal", "decode", "encode", "from_bytes", "to_bytes"]
 

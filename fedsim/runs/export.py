@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fedsim.errors import InputError, RunFailed, nearest
-from fedsim.runs.files import reason, replace_with
+from fedsim.runs.atomic import reason, replace_with
 from fedsim.runs.results import Run
 
 FORMATS = ("csv", "parquet", "weights", "weights-fp16")

@@ -27,10 +27,11 @@ import safetensors.torch
 import yaml
 from torch import Tensor
 
+from fedsim.components import trained
 from fedsim.errors import InputError, RunFailed, nearest
-from fedsim.runs import checkpoint, states
-from fedsim.runs.files import ASIDE, aside, reason, sync_folder, write_atomic
-from fedsim.runs.record import reading
+from fedsim.runs import checkpoint, client_states
+from fedsim.runs.atomic import ASIDE, aside, reason, sync_folder, write_atomic
+from fedsim.runs.recorder import reading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ _FILES = (
     *("model.safetensors", "log.txt"),
 )
 _PICTURES = "pictures"
-_FOLDERS = (checkpoint.FOLDER, states.FOLDER, "export", _PICTURES)
+_FOLDERS = (checkpoint.FOLDER, client_states.FOLDER, "export", _PICTURES)
 
 # A reader that asks whether a run is at work holds the lock for microseconds.
 _LOCK_ATTEMPTS, _LOCK_PAUSE_SECONDS = 5, 0.02
@@ -243,17 +244,19 @@ class RunFolder:
             path = self.path / "status.json"
             write_atomic(path, self._status_text(status, text).encode())
 
-    def save_model(self, tensors: Mapping[str, Tensor]) -> None:
+    def save_model(self, tensors: Mapping[str, Tensor], frozen: str = "") -> None:
         """Write ``model.safetensors``: state-dict names to tensors of their logical shapes.
+
+        `frozen` is the digest of the model's frozen tensors, which are not among them.
 
         Raises:
             RunFailed: the disk is full or fails.
         """
-        path = self.path / "model.safetensors"
+        path = self.path / trained.FILE
         # Copies, as the format refuses views of one shared vector.
         own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         try:
-            write_atomic(path, safetensors.torch.save(own))
+            write_atomic(path, safetensors.torch.save(own, {trained.FROZEN: frozen}))
         except OSError as error:
             raise RunFailed(f"cannot write {path}: {reason(error)}") from error
 
@@ -375,7 +378,7 @@ class RunFolder:
         for name in reversed(_FILES[1:]):
             (self.path / name).unlink(missing_ok=True)
         checkpoint.remove_all(self.path)
-        states.remove_all(self.path)
+        client_states.remove_all(self.path)
         for name in _EXPORTS:
             (self.path / "export" / name).unlink(missing_ok=True)
         for picture in (self.path / _PICTURES).glob("*.png"):

@@ -9,7 +9,7 @@ import glob
 import json
 import sqlite3
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
@@ -19,14 +19,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from fedsim.components import trained
+from fedsim.components.build import trained_model
+from fedsim.config.experiment import Experiment
+from fedsim.config.reading import load_experiment
+from fedsim.data.partition import Manifest
 from fedsim.errors import InputError, RunFailed
+from fedsim.runs import checkpoint
 from fedsim.runs.folder import RunFolder
-from fedsim.runs.record import reading
+from fedsim.runs.recorder import reading
+from fedsim.runs.summary import summary_table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from fedsim.config import Experiment
 
 
 class Run:
@@ -54,8 +59,6 @@ class Run:
     @property
     def config(self) -> Experiment:
         """The experiment with all defaults written out."""
-        from fedsim.config import load_experiment
-
         if self._config is None:
             self._config = load_experiment(self.path / "config.yaml")
         return self._config
@@ -176,14 +179,10 @@ class Run:
         Raises:
             InputError: ``partition.npz`` is missing or damaged.
         """
-        from fedsim.data.partition import Manifest
-
         return Manifest.load(self.path / "partition.npz").digest()
 
     def summary(self) -> list[tuple[str, str]]:
         """Return the final table as (label, text): headline metric, spread over clients, time."""
-        from fedsim.progress import summary_table
-
         found = {}
         split, headline = self.config.evaluation.split, self.headline
         for model in ("generic", "personal"):
@@ -206,52 +205,25 @@ class Run:
         Raises:
             InputError: the run has not finished, or the file is damaged.
         """
-        import safetensors.torch
-
-        path = self.path / "model.safetensors"
-        if not path.is_file():
-            raise InputError(f"run {self.path} has no model.safetensors; it is {self.status}")
-        try:
-            return safetensors.torch.load(path.read_bytes())
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
+        self._check_model()
+        return trained.read_arrays(self.path)
 
     def model(self) -> nn.Module:
         """Return the final global model, in evaluation mode.
 
         Raises:
             InputError: as `arrays`; or the server has a part of a model only; or the frozen part is
-                no longer what it was, as the last checkpoint tells.
+                no longer what it was.
         """
-        from fedsim.api import build_model
-        from fedsim.params import tensors_digest
-        from fedsim.parts import under
+        self._check_model()
+        return trained_model(self.path, self._frozen_digest).module
 
-        arrays = self.arrays()
-        module = build_model(self.config)
-        frozen = under(tuple(getattr(module, "frozen", ())))
-        wanted = {name for name in module.state_dict() if not frozen(name)}
-        if missing := sorted(wanted - set(arrays)):
-            raise InputError(
-                f"run {self.path} has no whole global model: {self.config.strategy.name} leaves "
-                f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''} with the clients; "
-                "arrays() returns what the server has"
-            )
-        tensors = chain(module.named_parameters(), module.named_buffers())
-        there = {name: tensor for name, tensor in tensors if frozen(name)}
-        if there and self._frozen_digest() not in (None, tensors_digest(there)):
-            named = " and ".join(_weights(self.config.model.options, "model")) or "its seed"
-            raise InputError(
-                f"run {self.path} had other weights in the frozen part of its model than {named} "
-                "gives now"
-            )
-        module.load_state_dict(arrays, strict=False)  # what is frozen is there already
-        return module.eval()
+    def _check_model(self) -> None:
+        if not (self.path / trained.FILE).is_file():
+            raise InputError(f"run {self.path} has no {trained.FILE}; it is {self.status}")
 
     def _frozen_digest(self) -> str | None:
         """Return what the frozen part of the model was, None where no intact checkpoint tells."""
-        from fedsim.runs import checkpoint
-
         try:
             found = checkpoint.load_latest(self.path)
         except RunFailed:
@@ -368,15 +340,6 @@ def load_runs(patterns: str | Path | Iterable[str | Path]) -> list[Run]:
     if not runs:
         raise InputError(f"no runs in {', '.join(map(str, given)) or 'an empty list'}")
     return [runs[key] for key in sorted(runs)]
-
-
-def _weights(options: Mapping[str, Any], at: str) -> Iterator[str]:
-    """Yield the options of a model, and of models in it, that say where its weights come from."""
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _weights(value, f"{at}.{key}")
-        elif key in ("weights", "towers") and value is not None:
-            yield f"{at}.{key} = {value!r}"
 
 
 def _expand(place: Path) -> list[Path]:

@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsim import components
-from fedsim.config import Experiment, is_sweep, load_experiment, read_mapping
+from fedsim.components import configure
+from fedsim.config.experiment import Experiment
+from fedsim.config.reading import is_sweep, load_experiment, read_mapping
+from fedsim.config.yaml import parse_yaml
 from fedsim.errors import InputError, nearest
 from fedsim.runs.folder import RunFolder
-from fedsim.yaml_text import parse_yaml
 
 _KEYS = ("name", "base", "seeds", "variants", "grid")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}")
@@ -103,7 +104,7 @@ def make_plan(
                 where = f"{label}, {cell}"
                 try:
                     experiment = load_experiment(changed, settings)
-                    experiment = components.complete(experiment, folder, where)
+                    experiment = configure.complete(experiment, folder, where)
                 except InputError as error:
                     problems.append(_without(str(error), "experiment: ", f"{where}: "))
                     break

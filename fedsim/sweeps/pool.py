@@ -22,9 +22,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from fedsim.config import Engine, Experiment
+from fedsim.config.experiment import Engine, Experiment
 from fedsim.errors import InputError, RunFailed
-from fedsim.progress import Progress
+from fedsim.rounds.progress import Progress
 from fedsim.sweeps.plan import Cell
 
 STOP_SECONDS = 20.0
@@ -231,7 +231,7 @@ def _run(
 ) -> str | None:
     """Make one run and return None, or what went wrong."""
     from fedsim import api
-    from fedsim.loading import reason
+    from fedsim.errors import reason
 
     try:
         progress = _Reporter(connection)

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from fedsim.progress import format_seconds
+from fedsim.runs.summary import format_seconds
 from fedsim.sweeps.plan import Cell, Plan
 from fedsim.sweeps.pool import Outcome
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim.data.share import share_rows
 from fedsim.data.sources import data_folders, fingerprint, track
+from fedsim.data.subsets import share_rows
 from fedsim.rng import numpy_generator
 
 

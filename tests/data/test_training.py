@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import fedsim
-from tests.runs import tiny
+from tests.support.runs import tiny
 
 SETS: dict[str, dict[str, Any]] = {
     "digits": {"model": {"name": "mlp", "hidden": [32]}},

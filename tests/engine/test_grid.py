@@ -12,17 +12,18 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
-from fedsim import components
+from fedsim.components import build
 from fedsim.data.partition import Manifest
-from fedsim.engine.grid import MAX_BLOCKS, MIN_BLOCK_WORK, SimulationGrid, block_length
+from fedsim.engine.grid import SimulationGrid
 from fedsim.engine.jobs import Block, BlockResult, WorkerSpec
-from fedsim.engine.letters import Letter, Letters
-from fedsim.engine.records import TreeRecord
-from fedsim.engine.serial import SerialExecutor
+from fedsim.engine.schedule import MAX_BLOCKS, MIN_BLOCK_WORK, block_length
+from fedsim.engine.serial_executor import SerialExecutor
+from fedsim.flower.messages import Letter, Letters
+from fedsim.flower.records import TreeRecord
 from fedsim.params import Params
-from fedsim.runs.states import StateStore
+from fedsim.runs.client_states import StateStore
 from fedsim.strategy import WEIGHT_KEY
-from tests.runs import prepared
+from tests.support.runs import prepared
 
 
 def blocks(cohort: int, work: float, group_size: int = 1) -> list[int]:
@@ -84,7 +85,7 @@ class Bench:
         self.executor = SerialExecutor(WorkerSpec(self.experiment))
         worker = self.executor._worker
         self.model = worker.model.params()
-        self.manifest: Manifest = components.build_partition(self.experiment, worker.dataset)
+        self.manifest: Manifest = build.build_partition(self.experiment, worker.dataset)
         self.folder = tmp_path
 
     def grid(self, seed: int | None = None, block_means: bool = True) -> SimulationGrid:

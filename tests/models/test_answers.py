@@ -13,16 +13,17 @@ import torch
 
 import fedsim
 from fedsim.client import ClientContext
-from fedsim.components import build_dataset
+from fedsim.components.build import build_dataset, trained_model
 from fedsim.data.dataset import Card, Split
 from fedsim.data.views import PairView, View, view_for
 from fedsim.errors import InputError
-from fedsim.evaluate import score
-from fedsim.local_sgd import LocalSGD
+from fedsim.evaluate.scoring import score
 from fedsim.models.answers import answers
+from fedsim.models.blocks.nested import TrainedModel
 from fedsim.params import FlatModel
-from tests.runs import events, tiny
-from tests.strategies.pairs import small
+from fedsim.training.local_sgd import LocalSGD
+from tests.support.pairs import small
+from tests.support.runs import events, tiny
 
 CARD = Card(
     "t", "s", "l", ("a", "b"), (1, 2, 2), (0.0,), (1.0,), "d", kind="image-text", text_shape=(3, 9)
@@ -140,7 +141,9 @@ def test_towers_see_images_as_those_that_they_were_trained_on(towers: Path) -> N
     found = []
     for card in (own, other):
         torch.manual_seed(0)
-        module = answers(own.input_shape, 2, card, towers=str(towers), hidden=6).eval()
+        module = answers(
+            own.input_shape, 2, card, towers=TrainedModel(str(towers), trained_model), hidden=6
+        ).eval()
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (card.mean, card.std))
         found.append(module(((pixels - mean) / std, tokens)))
     torch.testing.assert_close(found[0], found[1])

@@ -9,16 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedsim import components
 from fedsim.api import prepare
+from fedsim.components import build
 from fedsim.errors import InputError
 from fedsim.models.image_text import in_encoder, retrieval_loss
 from fedsim.models.resnet_imagenet import resnet_imagenet
 from fedsim.models.text_gru import text_gru
 from fedsim.models.vit import vit as model_vit
 from fedsim.params import FlatModel
-from tests.resnets import torchvision_state
-from tests.runs import prepared, tiny
+from tests.support.resnets import torchvision_state
+from tests.support.runs import prepared, tiny
 
 EMOJI = {"name": "emoji", "vendors": ["noto"]}
 SMALL = {
@@ -33,7 +33,7 @@ NET = {"name": "resnet-imagenet", "stem": "large", "weights": "/nowhere/net.pth"
 
 def built(**options: Any) -> Any:
     experiment = prepared(dataset=EMOJI, model={**SMALL, **options})
-    return components.build_model(experiment, components.build_dataset(experiment).card)
+    return build.build_model(experiment, build.build_dataset(experiment).card)
 
 
 def test_each_part_has_towers_of_its_own_architecture() -> None:
@@ -145,8 +145,8 @@ def test_towers_bring_images_to_what_their_weights_expect(tmp_path: Path) -> Non
     net = {"name": "resnet-imagenet", "depth": 50, "stem": "large", "weights": str(file)}
     vit = {"name": "vit", "weights": "emoji-vit", "prompts": 0, "normalise": "imagenet"}
     experiment = prepared(dataset=EMOJI, model={**SMALL, "server_image": net, "image": vit})
-    card = components.build_dataset(experiment).card
-    module: Any = components.build_model(experiment, card).eval()
+    card = build.build_dataset(experiment).card
+    module: Any = build.build_model(experiment, card).eval()
     assert module.server.image.project.in_features == 2048
     pixels = torch.rand(2, 3, 32, 32)
 
@@ -187,7 +187,7 @@ def test_bad_options(options: dict[str, Any], text: str) -> None:
 def test_it_needs_pairs(tmp_path: Path) -> None:
     experiment = prepare(tiny(model={"name": "image-text"}))
     with pytest.raises(InputError, match="needs a data set of image-text pairs"):
-        components.build_model(experiment, components.build_dataset(experiment).card)
+        build.build_model(experiment, build.build_dataset(experiment).card)
 
 
 def test_defaults_of_towers_are_written_out() -> None:

@@ -15,7 +15,7 @@ from fedsim.data.dataset import Card
 from fedsim.errors import InputError
 from fedsim.models.resnet_imagenet import resnet_imagenet
 from fedsim.params import FlatModel
-from tests.resnets import torchvision_state
+from tests.support.resnets import torchvision_state
 
 SHAPE = (3, 64, 64)
 CARD = Card("t", "s", "l", ("a",), SHAPE, (0.2, 0.5, 0.7), (0.1, 0.2, 0.4), "d")

@@ -18,14 +18,14 @@ transformers = pytest.importorskip("transformers")
 
 import fedsim  # noqa: E402
 from fedsim.data.dataset import Card  # noqa: E402
-from fedsim.data.words import encode  # noqa: E402
+from fedsim.data.tokens import encode  # noqa: E402
 from fedsim.errors import InputError  # noqa: E402
+from fedsim.models.pretrained.text import SubWords  # noqa: E402
 from fedsim.models.text_encoder import Memory, text_encoder  # noqa: E402
 from fedsim.params import FlatModel  # noqa: E402
-from fedsim.pretrained.text import SubWords  # noqa: E402
 from fedsim.runs.export import export_run  # noqa: E402
-from tests.bert import SUB_WORDS, save_bert  # noqa: E402
-from tests.runs import tiny  # noqa: E402
+from tests.support.bert import SUB_WORDS, save_bert  # noqa: E402
+from tests.support.runs import tiny  # noqa: E402
 
 WORDS = ("", "<unk>", "dog", "playing", "it's", "zebra", "dogs", ".", "a")
 CARD = Card("t", "s", "l", ("x", "y"), (6, len(WORDS)), (), (), "d", kind="text", vocabulary=WORDS)
@@ -305,7 +305,7 @@ def test_what_the_hub_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(name: str) -> None:
         raise OSError(f"{name} is not a local folder\nand no model of the hub")
 
-    monkeypatch.setattr("fedsim.pretrained.text.on_hub", lambda name: name)
+    monkeypatch.setattr("fedsim.models.pretrained.text.on_hub", lambda name: name)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", nothing)
     with pytest.raises(InputError, match=r"weights 'bert-base-uncasd': bert-base-uncasd is not a"):
         build(Path("bert-base-uncasd"))

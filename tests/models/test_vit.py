@@ -15,15 +15,15 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 import fedsim  # noqa: E402
-from fedsim import components  # noqa: E402
+from fedsim.components.build import build_dataset  # noqa: E402
 from fedsim.data.dataset import Card  # noqa: E402
-from fedsim.data.sheets import FOLDER  # noqa: E402
+from fedsim.data.synthetic.sheets import FOLDER  # noqa: E402
 from fedsim.errors import InputError  # noqa: E402
+from fedsim.models.pretrained.transformers import KINDS  # noqa: E402
 from fedsim.models.vit import vit  # noqa: E402
 from fedsim.params import FlatModel  # noqa: E402
-from fedsim.pretrained import KINDS  # noqa: E402
 from fedsim.runs.export import export_run  # noqa: E402
-from tests.runs import tiny  # noqa: E402
+from tests.support.runs import tiny  # noqa: E402
 
 TINY: dict[str, Any] = {"width": 24, "heads": 2, "layers": 3}
 
@@ -381,7 +381,7 @@ def test_a_runs_backbone_is_what_another_run_starts_from(tmp_path: Path) -> None
         # Images are brought to the statistics of the data that the backbone was trained on.
         other = dataclasses.replace(CARD, input_shape=(1, 8, 8), mean=(0.1,), std=(0.3,))
         model.set_card(other)
-        card = components.build_dataset(run.config).card
+        card = build_dataset(run.config).card
         pixels = x * torch.tensor(card.std[0]) + torch.tensor(card.mean[0])
         found = model.body((pixels - 0.1) / 0.3)
         torch.testing.assert_close(found, trained.body(x), rtol=tolerance, atol=10 * tolerance)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fedsim
-from tests.runs import tiny
+from tests.support.runs import tiny
 
 
 @pytest.fixture(scope="package")

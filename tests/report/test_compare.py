@@ -14,11 +14,11 @@ import pytest
 
 import fedsim
 import fedsim.data.partition
-from fedsim.cli import main
+from fedsim.cli.commands import main
 from fedsim.errors import InputError
 from fedsim.report.groups import Group, tell_apart
-from tests.report.written import query, stored, write_run
-from tests.runs import environment, tiny
+from tests.support.runs import environment, tiny
+from tests.support.written import query, stored, write_run
 
 
 def test_numbers_agree_everywhere(made: Path, tmp_path: Path, capsys: Any) -> None:

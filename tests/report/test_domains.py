@@ -11,8 +11,8 @@ import torch
 
 import fedsim
 from fedsim.errors import InputError
-from tests.runs import tiny
-from tests.strategies.played import Player
+from tests.support.played import Player
+from tests.support.runs import tiny
 
 DOMAINS: dict[str, Any] = {
     "dataset": {"name": "emoji", "share": 0.1},

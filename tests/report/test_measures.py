@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.report.measures import lower_is_better, worst_tenth
+from fedsim.evaluate.metric_names import lower_is_better
+from fedsim.report.measures import worst_tenth
 from fedsim.report.text import rows_of
-from tests.report.written import write_run
+from tests.support.written import write_run
 
 ACCURACY = "test/generic/accuracy"
 

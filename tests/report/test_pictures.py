@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 import fedsim
-from fedsim.report.plots import bars_figure, clients_figure, curves_figure, matrix_figure
-from tests.report.written import query, stored, write_run
+from fedsim.report.figures import matrix_figure
+from fedsim.report.plots import bars_figure, clients_figure, curves_figure
+from tests.support.written import query, stored, write_run
 
 
 def test_pictures_have_names_and_units(made: Path) -> None:

@@ -18,7 +18,7 @@ def test_two_hundred_runs_are_read_in_seconds(made: Path, tmp_path: Path) -> Non
     """200 runs of 200 rounds and 100 clients, the clients' values among what is compared."""
     import resource
 
-    from fedsim.runs.record import Recorder
+    from fedsim.runs.recorder import Recorder
 
     rng = np.random.default_rng(0)
     for run in range(200):

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fedsim
-from fedsim import components
 from fedsim import rng as streams
+from fedsim.components import build
 from fedsim.errors import InputError
 from strategies.creff import CReFF, State, head_gradients
-from tests.runs import model_bits, prepared, tiny
-from tests.strategies.played import Player, assert_weights, changed
+from tests.support.played import Player, assert_weights, changed
+from tests.support.runs import model_bits, prepared, tiny
 
 
 def plain(tmp_path: Path, **changes: Any) -> fedsim.Run:
@@ -279,7 +279,7 @@ def test_centralised_trains_on_the_union(tmp_path: Path) -> None:
     run = fedsim.run(tiny(strategy={"name": "centralised"}, rounds=1), out=tmp_path)
     experiment = prepared(strategy={"name": "centralised"})
     player = Player(strategy={"name": "centralised"})
-    manifest = components.build_partition(experiment, player.worker.dataset)
+    manifest = build.build_partition(experiment, player.worker.dataset)
     rows = sorted(int(r) for c in range(8) for r in manifest.client(c).train)
     assert manifest.pooled().client(0).train.tolist() == rows
     assert len(set(rows)) == len(rows) < len(player.worker.dataset.train)
@@ -303,7 +303,7 @@ def test_centralised_trains_on_the_union(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", ["balanced-softmax", "fedlc", "focal"])
 def test_losses_by_hand(loss: str) -> None:
     """Two samples and three classes, of which the client has two."""
-    from fedsim.maths import losses
+    from fedsim.training import losses
 
     z = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
     y = torch.tensor([1, 0])

@@ -14,8 +14,8 @@ import fedsim
 from fedsim.evaluate.retrieval import tokens_of
 from fedsim.params import Params
 from fedsim.runs.codec import to_bytes
-from tests.runs import events, tiny
-from tests.strategies.pairs import DIM, KINDS, PUBLIC, Scene, batch_normed, small, unit
+from tests.support.pairs import DIM, KINDS, PUBLIC, Scene, batch_normed, small, unit
+from tests.support.runs import events, tiny
 
 # What travels
 
@@ -354,7 +354,7 @@ def test_scores_of_the_margin_classifier_are_of_what_was_trained() -> None:
 
 
 def test_the_margin_loss_by_hand() -> None:
-    from fedsim.own_task import margin_loss
+    from clients._modality_task import margin_loss
 
     head = torch.nn.Linear(2, 2)
     with torch.no_grad():

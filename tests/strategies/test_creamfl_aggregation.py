@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fedsim.client import Update
 from strategies.creamfl import CreamFL, disagreement
-from tests.runs import environment
-from tests.strategies.pairs import DIM, unit
+from tests.support.pairs import DIM, unit
+from tests.support.runs import environment
 
 NOTHING = torch.empty(0, DIM)
 

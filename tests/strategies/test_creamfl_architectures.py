@@ -11,9 +11,9 @@ import torch
 import fedsim
 from fedsim.errors import InputError
 from fedsim.models.image_text import in_encoder
-from fedsim.parts import under
-from tests.runs import assert_same, events, tiny
-from tests.strategies.pairs import DIM, PUBLIC, Scene, alike, small
+from fedsim.params.filters import under
+from tests.support.pairs import DIM, PUBLIC, Scene, alike, small
+from tests.support.runs import assert_same, events, tiny
 
 WIDE = {"name": "cnn", "channels": [5], "hidden": 9}
 BAG = {"name": "text", "width": 3, "hidden": 5}

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedsim.client import Update
 from fedsim.data.views import View
 from fedsim.evaluate.retrieval import embedded
-from tests.strategies.pairs import Scene, unit
+from tests.support.pairs import Scene, unit
 
 FILE = Path(__file__).resolve().parents[2] / "experiments" / "creamfl" / "emoji.yaml"
 PICTURES_ONLY = 0

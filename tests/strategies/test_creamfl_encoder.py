@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("transformers")
 
 import fedsim
-from tests.bert import save_bert
-from tests.runs import assert_same, tiny
-from tests.strategies.pairs import Scene, small
+from tests.support.bert import save_bert
+from tests.support.pairs import Scene, small
+from tests.support.runs import assert_same, tiny
 
 
 def encoder(folder: Path, **options: Any) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from PIL import Image
 
 import fedsim
 from fedsim.api import prepare
-from fedsim.components import build_dataset, build_model, build_partition
-from tests.bert import save_bert
-from tests.resnets import torchvision_state
-from tests.runs import events
+from fedsim.components.build import build_dataset, build_model, build_partition
+from tests.support.bert import save_bert
+from tests.support.resnets import torchvision_state
+from tests.support.runs import events
 
 FILE = Path(__file__).resolve().parents[2] / "experiments/creamfl/coco_flickr_cifar_agnews.yaml"
 

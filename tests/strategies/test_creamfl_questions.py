@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.components import build_dataset
+from fedsim.components.build import build_dataset
 from fedsim.errors import InputError
 from tests.data.datasets.test_vqa import write
-from tests.runs import events
+from tests.support.runs import events
 
 FILES = Path(__file__).resolve().parents[2] / "experiments/creamfl"
 COLOURS = ("red", "green", "blue")

@@ -14,10 +14,10 @@ from fedsim.client import Update
 from fedsim.errors import InputError
 from fedsim.evaluate.retrieval import tokens_of
 from fedsim.params import Params
-from fedsim.public_pairs import Target, distance
 from fedsim.runs.codec import to_bytes
-from tests.runs import events, tiny
-from tests.strategies.pairs import DIM, PUBLIC, Scene, small, unit
+from strategies._public_pairs import Target, distance
+from tests.support.pairs import DIM, PUBLIC, Scene, small, unit
+from tests.support.runs import events, tiny
 
 NOTHING = torch.empty(0, DIM)
 
@@ -74,7 +74,7 @@ def test_the_server_trains_on_the_public_pairs_in_the_order_of_the_rounds() -> N
 
 
 def test_targets_that_are_the_servers_own_give_no_loss_and_no_step() -> None:
-    from fedsim.public_pairs import PublicTraining
+    from strategies._public_pairs import PublicTraining
 
     scene = Scene(strategy={"optimiser": "sgd", "lr": 1.0, "clip_norm": None})
     server = PublicTraining(scene.strategy.config, scene.ctx)
@@ -151,7 +151,7 @@ def test_distillation_is_a_step_towards_each_modalitys_target(reduction: str) ->
 
 def test_supervised_images_are_augmented_and_others_are_not() -> None:
     from fedsim.models.image_text import retrieval_loss
-    from fedsim.public_pairs import PublicTraining
+    from strategies._public_pairs import PublicTraining
 
     emoji = {"name": "emoji", "vendors": ["noto"], "share": 0.12, "augment": {"crop": 4}}
     scene = Scene(dataset=emoji, strategy={"batch_size": PUBLIC})
@@ -176,7 +176,7 @@ def test_supervised_images_are_augmented_and_others_are_not() -> None:
 
 def test_the_loss_of_an_epoch_is_the_mean_over_batches_at_the_given_temperature() -> None:
     """16 + 16 + 8 pairs in the order of the epoch; another epoch of the round has another order."""
-    from fedsim.public_pairs import PublicTraining
+    from strategies._public_pairs import PublicTraining
 
     still = {"optimiser": "sgd", "lr": 1e-9, "retrieval_loss": "infonce", "temperature": 0.2}
     scene = Scene(strategy=still)
@@ -199,7 +199,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_batches_at_the_given_temperature(
 
 
 def test_a_mask_leaves_rows_out_of_the_distance_and_not_of_the_mean() -> None:
-    from fedsim.public_pairs import PublicTraining
+    from strategies._public_pairs import PublicTraining
 
     scene = Scene(strategy={"batch_size": PUBLIC})
     server = PublicTraining(scene.strategy.config, scene.ctx)

@@ -15,7 +15,7 @@ from fedsim.errors import InputError
 from fedsim.params import Layout, Params
 from fedsim.strategy import ServerContext, sample_cohort
 from strategies.fedavg import FedAvg
-from tests.runs import TESTS, tiny
+from tests.support.runs import TESTS, tiny
 
 LAYOUT = Layout(("w", "b", "running"), ((1,), (1,), (1,)), 2, ("count",))
 

@@ -14,7 +14,7 @@ from fedsim.engine.jobs import Assignment, Block
 from fedsim.errors import InputError
 from fedsim.maths.etf import sparse_etf
 from fedsim.maths.heads import BIAS, WEIGHT
-from tests.runs import tiny
+from tests.support.runs import tiny
 from tests.test_contract import Played
 
 

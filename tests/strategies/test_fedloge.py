@@ -16,22 +16,22 @@ import fedsim.evaluate
 from clients.fedloge import FedLoGe as LogeClient
 from clients.fedloge import fixed_head
 from fedsim.client import Update
-from fedsim.components import build_dataset, build_partition, training_rows
-from fedsim.data.long_tail import class_sizes
+from fedsim.components.build import build_dataset, build_partition, training_rows
 from fedsim.data.partition import Manifest
+from fedsim.data.subsets import class_sizes
 from fedsim.engine.jobs import Assignment, Block
 from fedsim.errors import InputError
-from fedsim.evaluate import shot_groups
-from fedsim.local_sgd import Fit
+from fedsim.evaluate.classification import shot_groups
 from fedsim.maths.etf import sparse_etf
 from fedsim.maths.heads import BIAS, WEIGHT, realign_to, realigned, row_norms
-from fedsim.maths.trees import leaves
 from fedsim.params import Params
+from fedsim.params.trees import leaves
 from fedsim.runs import checkpoint
-from fedsim.runs.states import StateStore
+from fedsim.runs.client_states import StateStore
 from fedsim.strategy import sample_cohort
+from fedsim.training.local_sgd import Fit
 from strategies.fedloge import FedLoGe
-from tests.runs import DROPOUT_AND_BATCH_NORM, prepared, tiny
+from tests.support.runs import DROPOUT_AND_BATCH_NORM, prepared, tiny
 from tests.test_contract import Played
 
 LOGE = {"name": "fedloge", "gamma": 1.0}

@@ -5,7 +5,7 @@ import pytest
 import fedsim
 from fedsim.api import build_model
 from fedsim.errors import InputError
-from tests.runs import tiny
+from tests.support.runs import tiny
 
 
 def test_bodies_travel_and_heads_stay(tmp_path: Path) -> None:

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 import fedsim
+from clients.fedsto import pseudo_targets
 from fedsim.client import Update
 from fedsim.data.augment import Augmentation
 from fedsim.data.views import HiddenData, View
-from fedsim.local_sgd import Fit
 from fedsim.maths.orthogonality import Orthogonality
-from fedsim.maths.pseudo_boxes import pseudo_targets
 from fedsim.models.detector import Detections
 from fedsim.params import Params
-from fedsim.parts import in_backbone
-from tests.runs import events, model_bits
-from tests.strategies.fedsto_scenes import Scene, in_rest, moved, sections
-from tests.strategies.played import assert_weights, changed
+from fedsim.params.filters import in_backbone
+from fedsim.training.local_sgd import Fit
+from tests.support.fedsto_scenes import Scene, in_rest, moved, sections
+from tests.support.played import assert_weights, changed
+from tests.support.runs import events, model_bits
 
 # Stage 1
 

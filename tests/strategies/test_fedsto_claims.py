@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim import components
 from fedsim.client import Update
+from fedsim.components import build
 from fedsim.data.views import View
 from fedsim.evaluate.detection import DETECTION
 from fedsim.params import FlatModel
 from fedsim.strategy import ServerContext
-from tests.runs import prepared
-from tests.strategies.played import Player
+from tests.support.played import Player
+from tests.support.runs import prepared
 
 SCENES: dict[str, Any] = {
     "dataset": {
@@ -74,10 +74,10 @@ class Race:
         for section, changes in METHODS[method].items():
             tree[section] |= changes
         experiment = prepared(**tree, seed=self.seed)
-        strategy: Any = components.build_strategy(experiment)
-        client: Any = components.build_client(experiment)
+        strategy: Any = build.build_strategy(experiment)
+        client: Any = build.build_client(experiment)
         model = FlatModel(copy.deepcopy(player.worker.model.module))
-        augment = components.build_augment(experiment)
+        augment = build.build_augment(experiment)
         server = View(data.train, player.manifest.server, data.card, augment=augment)
         context = ServerContext(self.seed, 21, 3, 3, data.num_classes, model, data, server)
         strategy.bind(player.initial, context)

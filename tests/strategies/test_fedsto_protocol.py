@@ -12,9 +12,9 @@ from PIL import Image
 
 import fedsim
 from fedsim.api import prepare
-from fedsim.components import build_dataset, build_partition
+from fedsim.components.build import build_dataset, build_partition
 from fedsim.data.loaders.detection_converters import main
-from tests.runs import events
+from tests.support.runs import events
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "fedsto"
 WEATHERS = ("partly cloudy", "overcast", "rainy", "snowy", "clear")

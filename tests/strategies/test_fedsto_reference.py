@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import components, rng
+from fedsim import rng
+from fedsim.components import build
 from fedsim.data.dataset import Dataset
 from fedsim.data.views import View
 from fedsim.maths.detection_loss import Targets
 from fedsim.params import FlatModel
 from fedsim.strategy import ServerContext
-from tests.strategies.fedsto_scenes import sections
-from tests.strategies.played import Player, assert_weights, changed
+from tests.support.fedsto_scenes import sections
+from tests.support.played import Player, assert_weights, changed
 
 LOW, HIGH = 0.1, 0.2
 PARTITION = {
@@ -101,7 +102,7 @@ def test_a_round_without_the_penalty_is_semi_supervised_averaging() -> None:
     rows = {k: manifest.client(k).train for k in (0, 6)}
     assert [len(some) for some in rows.values()] == [6, 8]
 
-    strategy: Any = components.build_strategy(player.experiment)
+    strategy: Any = build.build_strategy(player.experiment)
     model = FlatModel(copy.deepcopy(player.worker.model.module))
     own = View(dataset.train, manifest.server, dataset.card)
     strategy.bind(begun, ServerContext(0, 1, 7, 2, 2, model, dataset, own))

@@ -17,11 +17,11 @@ from fedsim.client import Update
 from fedsim.data.views import View
 from fedsim.errors import InputError
 from fedsim.maths.orthogonality import Orthogonality
-from fedsim.parts import in_backbone
+from fedsim.params.filters import in_backbone
 from strategies.fedsto import FedSTO
-from tests.runs import prepared
-from tests.strategies.fedsto_scenes import Scene, in_rest, moved, sections
-from tests.strategies.played import assert_weights
+from tests.support.fedsto_scenes import Scene, in_rest, moved, sections
+from tests.support.played import assert_weights
+from tests.support.runs import prepared
 
 
 def test_the_server_trains_all_parameters_on_its_labels() -> None:

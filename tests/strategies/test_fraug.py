@@ -15,20 +15,16 @@ from torch import Tensor
 
 import fedsim
 from clients._augmenter import Augmenter, balanced_labels, entropies, move_prototypes
+from clients._distances import mmd
 from fedsim.errors import InputError
-from fedsim.local_sgd import Fit
-from fedsim.maths.conditional import (
-    Conditional,
-    generator_network,
-    transformation_network,
-)
-from fedsim.maths.distances import mmd
+from fedsim.models.blocks.conditional import Conditional, generator_network, transformation_network
 from fedsim.params import Params
+from fedsim.training.local_sgd import Fit
 from strategies.fraug import FRAug
-from tests.runs import model_bits, tiny
-from tests.strategies.played import Player, changed
+from tests.support.played import Player, changed
+from tests.support.runs import TESTS, model_bits, tiny
 
-NORMED = {"name": f"{Path(__file__).resolve().parents[1]}/models.py:normed"}
+NORMED = {"name": f"{TESTS}/models.py:normed"}
 RESNET = {"name": "resnet", "depth": 8, "width": 4}
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 

@@ -18,8 +18,8 @@ from fedsim.data.views import ClientData
 from fedsim.params import Params
 from fedsim.strategy import ServerContext
 from strategies.fraug import FRAug
-from tests.runs import events, tiny
-from tests.strategies.played import Player, changed
+from tests.support.played import Player, changed
+from tests.support.runs import events, tiny
 
 LENGTHS = (40, 33, 17, 5, 1, 16)
 """Samples of the clients: with batches of 8 some end in one sample, one has no more than that."""

@@ -12,13 +12,13 @@ from PIL import Image
 
 import fedsim
 from fedsim.api import prepare
-from fedsim.components import build_dataset, build_partition
-from fedsim.config import Experiment
+from fedsim.components.build import build_dataset, build_partition
+from fedsim.config.experiment import Experiment
 from fedsim.data.dataset import Dataset
 from fedsim.data.datasets.image_folder import SETS
 from tests.data.datasets.test_digit_files import mnist, mnist_m, svhn, usps
-from tests.resnets import torchvision_state
-from tests.runs import events
+from tests.support.resnets import torchvision_state
+from tests.support.runs import events
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments/fraug"
 CHANGES: dict[str, Any] = {

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 import fedsim
 from fedsim.client import Update
-from fedsim.maths.conditional import Stack
+from fedsim.models.blocks.conditional import Stack
 from fedsim.params import Params
 from fedsim.strategy import ServerContext
 from strategies.fraug import FRAug
-from tests.runs import tiny
-from tests.strategies.played import Player
+from tests.support.played import Player
+from tests.support.runs import TESTS, tiny
 
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {"name": "mlp", "hidden": [16]},
-    "normed": {"name": f"{Path(__file__).resolve().parents[1]}/models.py:normed"},
+    "normed": {"name": f"{TESTS}/models.py:normed"},
 }
 DEFAULTS: dict[str, Any] = {
     "augment": "both",

@@ -15,9 +15,9 @@ from fedsim.errors import InputError
 from fedsim.evaluate.retrieval import tokens_of
 from fedsim.models.image_text import in_encoder
 from fedsim.params import Params
-from tests.runs import assert_same, events, tiny
-from tests.strategies.pairs import KINDS, PUBLIC, Scene, alike, batch_normed, small
-from tests.test_survival import StopAt
+from tests.rounds.test_survival import StopAt
+from tests.support.pairs import KINDS, PUBLIC, Scene, alike, batch_normed, small
+from tests.support.runs import assert_same, events, tiny
 
 TOWERS = {"strategy": {"name": "multimodal-fedavg", "public_epochs": 0}, "model": alike()}
 FEDDF = {"strategy": {"name": "feddf"}}

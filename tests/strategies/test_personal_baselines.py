@@ -13,8 +13,8 @@ from torch import Tensor
 
 import fedsim
 from fedsim.errors import InputError
-from tests.runs import model_bits, tiny
-from tests.strategies.played import Player, assert_weights, changed
+from tests.support.played import Player, assert_weights, changed
+from tests.support.runs import model_bits, tiny
 
 SMOOTH = f"{Path(__file__).resolve()}:smooth"
 NORMED = f"{Path(__file__).resolve()}:normed"
@@ -22,7 +22,7 @@ NORMED = f"{Path(__file__).resolve()}:normed"
 
 def smooth(input_shape: Any, num_classes: int) -> torch.nn.Module:
     """A network without kinks, so that differences of gradients are close to derivatives."""
-    from fedsim.models import BodyHead
+    from fedsim.models.blocks.body_head import BodyHead
 
     body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 12), torch.nn.Tanh())
     return BodyHead(body, 12, num_classes)
@@ -30,7 +30,7 @@ def smooth(input_shape: Any, num_classes: int) -> torch.nn.Module:
 
 def normed(input_shape: Any, num_classes: int) -> torch.nn.Module:
     """A network with BatchNorm."""
-    from fedsim.models import BodyHead
+    from fedsim.models.blocks.body_head import BodyHead
 
     body = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(64, 12), torch.nn.BatchNorm1d(12), torch.nn.ReLU()

@@ -16,10 +16,10 @@ from fedsim.errors import InputError
 from fedsim.params import Params
 from fedsim.strategy import ServerContext
 from strategies.pfedhn import PFedHN, network
-from tests.runs import tiny
-from tests.strategies.played import Player
+from tests.support.played import Player
+from tests.support.runs import TESTS, tiny
 
-NORMED = f"{Path(__file__).resolve().parents[1]}/models.py:normed"
+NORMED = f"{TESTS}/models.py:normed"
 
 
 def player(**changes: Any) -> Player:

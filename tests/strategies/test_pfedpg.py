@@ -20,9 +20,9 @@ from fedsim.client import Update
 from fedsim.params import Layout, Params
 from fedsim.strategy import ServerContext
 from strategies.pfedpg import PFedPG, generated, surrogate_gradients
-from tests.runs import tiny
-from tests.strategies.pfedpg_scene import K, L, bound, player, train
-from tests.strategies.played import Player
+from tests.support.pfedpg_scene import K, L, bound, player, train
+from tests.support.played import Player
+from tests.support.runs import tiny
 
 
 def tiny_weights(rows: int = 1) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ pytest.importorskip("transformers")
 
 import fedsim
 from fedsim.errors import InputError
-from tests.runs import tiny
-from tests.strategies.pfedpg_scene import MODEL, K, L, player, train
+from tests.support.pfedpg_scene import MODEL, K, L, player, train
+from tests.support.runs import tiny
 
 
 def test_messages_are_prompts_alone(tmp_path: Path) -> None:

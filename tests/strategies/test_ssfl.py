@@ -11,16 +11,17 @@ import pytest
 import torch
 import yaml
 
-from fedsim import cli, components
+from fedsim.cli import main
 from fedsim.client import Update
+from fedsim.components import build
 from fedsim.errors import InputError
 from fedsim.params import FlatModel, Layout, Params
-from fedsim.parts import batch_norm, in_backbone
+from fedsim.params.filters import batch_norm, in_backbone
 from fedsim.strategy import ServerContext
 from strategies.ssfl_feddyn import SSFLFedDyn
 from strategies.ssfl_fedopt import SSFLFedOpt
-from tests.runs import SCENES, tiny
-from tests.strategies.played import Player, changed
+from tests.support.played import Player, changed
+from tests.support.runs import SCENES, tiny
 
 LAYOUT = Layout(("w", "b", "running"), ((1,), (1,), (1,)), 2, ("count",))
 
@@ -98,7 +99,7 @@ def test_a_wrong_penalty_is_refused_before_any_work(
     tree = tiny(**SCENES, strategy={"name": name, "ortho": "sripmin"}, client={"name": "fedsto"})
     experiment = tmp_path / "wrong.yaml"
     experiment.write_text(yaml.safe_dump(tree))
-    assert cli.main(["run", str(experiment), "--out", str(tmp_path / "runs")]) == 2
+    assert main(["run", str(experiment), "--out", str(tmp_path / "runs")]) == 2
     told = capsys.readouterr().err
     assert "strategy.ortho" in told
     assert "sripmin" in told
@@ -114,7 +115,7 @@ class Scene:
         section = {"name": name, "warm_up_rounds": 0, **(options or {})}
         self.player = Player(**SCENES, strategy=section, client={"name": name, **given})
         worker = self.player.worker
-        self.strategy: Any = components.build_strategy(self.player.experiment)
+        self.strategy: Any = build.build_strategy(self.player.experiment)
         model = FlatModel(copy.deepcopy(worker.model.module))
         context = ServerContext(0, 9, 8, 8, 2, model, worker.dataset)
         self.strategy.bind(changed(self.player.initial, 0.01), context)

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.cli import main
-from fedsim.config import Engine
+from fedsim.cli.commands import main
+from fedsim.config.experiment import Engine
+from fedsim.config.yaml import dump_yaml
 from fedsim.errors import InputError, RunFailed
 from fedsim.sweeps.plan import make_plan, merged
 from fedsim.sweeps.pool import default_jobs, gpu_shares, placed, visible_gpus
 from fedsim.sweeps.sweep import table, table_text
-from fedsim.yaml_text import dump_yaml
-from tests.runs import FAULTY, NOTES_GPUS, assert_same, prepared, tiny
+from tests.support.runs import FAULTY, NOTES_GPUS, assert_same, prepared, tiny
 
 
 def write(path: Path, tree: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsim.data.cache import Built, Stream, cached_arrays
 from fedsim.data.dataset import Card, Dataset, Split
-from fedsim.data.detection import label_of_largest
+from fedsim.data.images import counting
 from fedsim.data.loaders.coco import (
     CocoFile,
     letterboxed,
@@ -23,10 +23,10 @@ from fedsim.data.loaders.coco import (
     read_coco,
     readable,
 )
-from fedsim.data.photographs import PARTS, Part
 from fedsim.data.sources import data_folders, fingerprint, track
-from fedsim.data.stats import counting
-from fedsim.data.words import to_bytes
+from fedsim.data.synthetic.photographs import PARTS, Part
+from fedsim.data.synthetic.scenes import label_of_largest
+from fedsim.data.tokens import to_bytes
 from fedsim.errors import InputError, check, nearest
 
 _VERSION = 1

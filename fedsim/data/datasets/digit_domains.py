@@ -22,9 +22,9 @@ import numpy as np
 from fedsim.data.cache import cached_arrays
 from fedsim.data.dataset import Card, Dataset, Split
 from fedsim.data.images import channel_stats
-from fedsim.data.photographs import photographs, photographs_digest
-from fedsim.data.sheets import CHECKSUMS, FOLDER, read_sheet
 from fedsim.data.sources import track
+from fedsim.data.synthetic.photographs import photographs, photographs_digest
+from fedsim.data.synthetic.sheets import CHECKSUMS, FOLDER, read_sheet
 from fedsim.rng import numpy_generator
 
 DOMAINS = ("mnist", "optical", "overlaid", "printed", "number")

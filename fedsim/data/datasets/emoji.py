@@ -10,11 +10,11 @@ import numpy as np
 
 from fedsim.data.cache import cached_arrays
 from fedsim.data.dataset import Card, Dataset, Split
-from fedsim.data.emoji_source import PACKAGES, VENDORS, Drawings, Emoji, package_files
 from fedsim.data.images import channel_stats
-from fedsim.data.packaged_emoji import SIZE, describe, in_part, load_emoji, load_rgba
 from fedsim.data.sources import data_folders, fingerprint
-from fedsim.data.words import build_vocabulary, encode, to_bytes
+from fedsim.data.synthetic.emoji_source import PACKAGES, VENDORS, Drawings, Emoji, package_files
+from fedsim.data.synthetic.packaged_emoji import SIZE, describe, in_part, load_emoji, load_rgba
+from fedsim.data.tokens import build_vocabulary, encode, to_bytes
 from fedsim.errors import InputError, check, nearest
 
 LENGTH = 24

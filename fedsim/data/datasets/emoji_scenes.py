@@ -8,8 +8,9 @@ import numpy as np
 
 from fedsim.data.cache import Built, Stream, cached_arrays
 from fedsim.data.dataset import Card, Dataset, Split
-from fedsim.data.detection import label_of_largest, pack_boxes
-from fedsim.data.emoji_pool import (
+from fedsim.data.images import counting
+from fedsim.data.sources import track
+from fedsim.data.synthetic.emoji_pool import (
     GROUPS,
     LICENCE,
     SOURCE,
@@ -21,11 +22,19 @@ from fedsim.data.emoji_pool import (
     sides,
     weather_strengths,
 )
-from fedsim.data.photographs import PARTS, Part, photographs
-from fedsim.data.scenes import CHUNK, Backgrounds, Draws, Scenes, choose, render, scatter
-from fedsim.data.sources import track
-from fedsim.data.stats import counting
-from fedsim.data.weather import WEATHERS, apply_weather
+from fedsim.data.synthetic.photographs import PARTS, Part, photographs
+from fedsim.data.synthetic.scenes import (
+    CHUNK,
+    Backgrounds,
+    Draws,
+    Scenes,
+    choose,
+    label_of_largest,
+    pack_boxes,
+    render,
+    scatter,
+)
+from fedsim.data.synthetic.weather import WEATHERS, apply_weather
 from fedsim.errors import check
 
 _VERSION = 1

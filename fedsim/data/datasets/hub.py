@@ -16,7 +16,7 @@ from fedsim.data.loaders.decoding import cached_stats
 from fedsim.data.loaders.holdout import held_out
 from fedsim.data.loaders.hub_tables import Table, numbered, opener
 from fedsim.data.sources import fingerprint
-from fedsim.data.words import build_vocabulary, encode, to_bytes
+from fedsim.data.tokens import build_vocabulary, encode, to_bytes
 from fedsim.errors import InputError, check
 
 

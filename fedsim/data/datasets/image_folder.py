@@ -24,7 +24,7 @@ from fedsim.data.loaders.holdout import held_out
 from fedsim.data.loaders.image_sets import IMAGE_SETS, list_images
 from fedsim.data.loaders.owners import owner_numbers, read_owners
 from fedsim.data.sources import data_folders, fingerprint
-from fedsim.data.words import to_bytes
+from fedsim.data.tokens import to_bytes
 from fedsim.errors import InputError, check
 
 SETS = {name: known.card for name, known in IMAGE_SETS.items()}

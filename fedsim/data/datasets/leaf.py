@@ -14,7 +14,7 @@ from fedsim.data.cache import Built, Stream, cached_arrays
 from fedsim.data.dataset import Card, Dataset, Split
 from fedsim.data.loaders.decoding import cached_stats
 from fedsim.data.sources import data_folders, fingerprint, track
-from fedsim.data.words import UNKNOWN
+from fedsim.data.tokens import UNKNOWN
 from fedsim.errors import InputError, check
 
 _LENGTH = 80  # characters that go before the one to be told

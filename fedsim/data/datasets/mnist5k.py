@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsim.data.cache import cached_arrays
 from fedsim.data.dataset import Card, Dataset, Split
-from fedsim.data.sheets import CHECKSUMS, FOLDER, read_sheet
+from fedsim.data.synthetic.sheets import CHECKSUMS, FOLDER, read_sheet
 
 _CARD = Card(
     title="MNIST, 5,000 digits",

@@ -8,8 +8,9 @@ import numpy as np
 
 from fedsim.data.cache import Built, Stream, cached_arrays
 from fedsim.data.dataset import Card, Dataset, Split
-from fedsim.data.detection import pack_boxes
-from fedsim.data.emoji_pool import (
+from fedsim.data.images import counting
+from fedsim.data.sources import track
+from fedsim.data.synthetic.emoji_pool import (
     GROUPS,
     LICENCE,
     SOURCE,
@@ -19,13 +20,11 @@ from fedsim.data.emoji_pool import (
     scene_key,
     weather_strengths,
 )
-from fedsim.data.photographs import PARTS, Part, photographs
-from fedsim.data.questions import MOST, QUESTIONS, Asked, Questions
-from fedsim.data.scenes import CHUNK, Backgrounds, Draws, render
-from fedsim.data.sources import track
-from fedsim.data.stats import counting
-from fedsim.data.weather import WEATHERS, apply_weather
-from fedsim.data.words import build_vocabulary, encode, to_bytes, words
+from fedsim.data.synthetic.photographs import PARTS, Part, photographs
+from fedsim.data.synthetic.questions import MOST, QUESTIONS, Asked, Questions
+from fedsim.data.synthetic.scenes import CHUNK, Backgrounds, Draws, pack_boxes, render
+from fedsim.data.synthetic.weather import WEATHERS, apply_weather
+from fedsim.data.tokens import build_vocabulary, encode, to_bytes, words
 from fedsim.errors import check
 
 _VERSION = 1

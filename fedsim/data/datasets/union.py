@@ -13,7 +13,7 @@ from fedsim.data.datasets._nested import Source
 from fedsim.data.images import Fit, resize_images
 from fedsim.data.loaders.texts import pack_vocabulary, split_of, unpack_vocabulary
 from fedsim.data.sources import track
-from fedsim.data.words import END, build_vocabulary, encode
+from fedsim.data.tokens import END, build_vocabulary, encode
 from fedsim.errors import InputError, check
 
 _VERSION = 1

@@ -14,11 +14,10 @@ import numpy as np
 
 from fedsim.data.cache import Built, Stream
 from fedsim.data.dataset import Card, Dataset, Split
-from fedsim.data.images import Fit, read_image
+from fedsim.data.images import Fit, counting, read_image
 from fedsim.data.loaders.texts import pack_vocabulary, split_of, unpack_vocabulary
 from fedsim.data.sources import track
-from fedsim.data.stats import counting
-from fedsim.data.words import build_vocabulary, encode, to_bytes
+from fedsim.data.tokens import build_vocabulary, encode, to_bytes
 from fedsim.errors import InputError, check
 
 _CHUNK = 64  # images decoded at once

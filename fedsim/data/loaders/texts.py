@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsim.data.cache import Built
 from fedsim.data.dataset import Card, Dataset, Split
-from fedsim.data.words import build_vocabulary, encode, to_bytes
+from fedsim.data.tokens import build_vocabulary, encode, to_bytes
 from fedsim.errors import check
 
 

@@ -9,13 +9,7 @@ import numpy as np
 from fedsim.data.dataset import Samples
 from fedsim.data.nested import Partition
 from fedsim.data.partition import Assignment
-from fedsim.data.partitions._dealing import (
-    IID,
-    by_class,
-    check_sizes,
-    equal_parts,
-    within_groups,
-)
+from fedsim.data.partitions._dealing import IID, by_class, check_sizes, equal_parts, within_groups
 from fedsim.errors import InputError, check
 
 

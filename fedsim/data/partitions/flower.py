@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.config.references import load_reference
 from fedsim.data.dataset import Samples
 from fedsim.data.partition import Assignment
 from fedsim.data.partitions._dealing import check_sizes
 from fedsim.errors import InputError, check, nearest
-from fedsim.loading import load_reference
 
 
 def flower(

@@ -8,7 +8,7 @@ from fedsim.data.datasets.digit_domains import DOMAINS, digit_domains
 from fedsim.data.datasets.emoji import emoji
 from fedsim.data.datasets.mnist5k import mnist5k
 from fedsim.data.views import View
-from fedsim.evaluate import score
+from fedsim.evaluate.scoring import score
 
 
 @pytest.fixture(scope="module")

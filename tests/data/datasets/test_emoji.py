@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim.data import sheets
 from fedsim.data.datasets.emoji import emoji
 from fedsim.data.datasets.mnist5k import mnist5k
-from fedsim.data.packaged_emoji import load_emoji, load_rgba
-from fedsim.data.words import words
+from fedsim.data.synthetic import sheets
+from fedsim.data.synthetic.packaged_emoji import load_emoji, load_rgba
+from fedsim.data.tokens import words
 from fedsim.errors import InputError
 
 GROUP_SIZES = {
@@ -124,7 +124,7 @@ def test_bad_options_are_named(options: dict[str, object], message: str) -> None
 
 
 def test_a_damaged_tarball_is_named(tmp_path: Path) -> None:
-    from fedsim.data.emoji_source import PACKAGES, Drawings, package_files
+    from fedsim.data.synthetic.emoji_source import PACKAGES, Drawings, package_files
 
     with pytest.raises(InputError, match="npm pack"):
         package_files(tmp_path)

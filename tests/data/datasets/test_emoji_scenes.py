@@ -4,13 +4,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.data import emoji_pool, photographs
 from fedsim.data.cache import verify
 from fedsim.data.dataset import Dataset, Split
 from fedsim.data.datasets import emoji_scenes as module
 from fedsim.data.datasets.emoji_scenes import emoji_scenes
+from fedsim.data.synthetic import emoji_pool, photographs
 from fedsim.errors import InputError
-from tests.data.emoji_stand_in import use_stand_in
+from tests.support.emoji_stand_in import use_stand_in
 
 PACKAGED = emoji_pool._packaged
 WEATHERS = ("clear", "fog", "rain", "night", "overcast", "snow")
@@ -195,11 +195,11 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_group_without_test_emoji(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.data.emoji_stand_in import emoji
+    from tests.support.emoji_stand_in import emoji
 
     made = emoji()
     made["is_test"] &= made["group"] != 2
-    monkeypatch.setattr("fedsim.data.emoji_pool._packaged", lambda: made)
+    monkeypatch.setattr("fedsim.data.synthetic.emoji_pool._packaged", lambda: made)
     with pytest.raises(InputError, match="groups with test emoji by one, two, got 'animals'"):
         tiny()
 

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.data.colours import COLOURS, colour_names
 from fedsim.data.dataset import Dataset, Split
 from fedsim.data.datasets.scene_questions import scene_questions
+from fedsim.data.synthetic.colours import COLOURS, colour_names
 from fedsim.errors import InputError
-from tests.data.emoji_stand_in import emoji, use_stand_in
+from tests.support.emoji_stand_in import emoji, use_stand_in
 
 KINDS = ("count", "presence", "left", "largest", "colour")
 
@@ -76,7 +76,7 @@ def test_objects_never_overlap_and_are_all_shown() -> None:
 
 def test_the_question_alone_does_not_give_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The most frequent training answer to each question does hardly better than guessing."""
-    from fedsim.data import emoji_pool, questions, scenes
+    from fedsim.data.synthetic import emoji_pool, questions, scenes
 
     pool = emoji_pool.emoji_pool(emoji_pool.GROUPS, None)
     asker = questions.Questions(pool, KINDS, 128)
@@ -143,7 +143,7 @@ def test_a_group_of_one_colour_is_not_asked_for_its_colour(
     made = emoji()
     animals = made["group"] == 2
     made["rgba"][animals, :, :, :3] = (200, 0, 0)
-    monkeypatch.setattr("fedsim.data.emoji_pool._packaged", lambda: made)
+    monkeypatch.setattr("fedsim.data.synthetic.emoji_pool._packaged", lambda: made)
     dataset = tiny(questions=["colour"], train=100)
     texts = {text.decode().removesuffix("?").split()[-1] for text in dataset.train.extra["text"]}
     assert texts == {"smileys", "food", "travel"}

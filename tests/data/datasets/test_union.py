@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim import components
+from fedsim.components import build
 from fedsim.data.dataset import Dataset
 from fedsim.data.images import read_image, resize_images
 from fedsim.errors import InputError
-from tests.runs import prepared, tiny
+from tests.support.runs import prepared, tiny
 
 EMOJI = {"name": "emoji", "vendors": ["noto"]}
 SETS: dict[str, Any] = {
@@ -35,12 +35,12 @@ def texts(tmp_path: Path) -> dict[str, Any]:
 
 def made(sets: dict[str, Any], **options: Any) -> Dataset:
     section = {"name": "union", "sets": sets, "size": [16, 16], "length": 6, **options}
-    return components.build_dataset(prepared(dataset=section))
+    return build.build_dataset(prepared(dataset=section))
 
 
 def test_rows_are_those_of_the_sets_in_turn(texts: dict[str, Any]) -> None:
     whole = made(texts)
-    parts = {n: components.build_dataset(prepared(dataset=s)) for n, s in texts.items()}
+    parts = {n: build.build_dataset(prepared(dataset=s)) for n, s in texts.items()}
     assert whole.card.domains == ("pictures", "pairs", "words")
     assert whole.card.kind == "image-text"
     assert whole.card.classes[:2] == ("pictures/0", "pictures/1")
@@ -62,7 +62,7 @@ def test_rows_are_those_of_the_sets_in_turn(texts: dict[str, Any]) -> None:
 def test_images_and_texts_of_the_sets(texts: dict[str, Any]) -> None:
     whole, split = made(texts), made(texts).train
     domain, tokens = split.extra["domain"], split.extra["tokens"]
-    digits = components.build_dataset(prepared(dataset=texts["pictures"]))
+    digits = build.build_dataset(prepared(dataset=texts["pictures"]))
     resized = resize_images(digits.train.x[:3], (16, 16))
     assert (split.x[:3] == resized).all()
     assert resized.shape == (3, 16, 16, 3)
@@ -112,8 +112,8 @@ def test_each_kind_of_client_has_a_set_of_its_own(texts: dict[str, Any], tmp_pat
     }  # fmt: skip
     dataset = {"name": "union", "sets": texts, "size": [16, 16], "test": ["pairs"]}
     experiment = prepared(dataset=dataset, partition=partition)
-    data = components.build_dataset(experiment)
-    manifest = components.build_partition(experiment, data)
+    data = build.build_dataset(experiment)
+    manifest = build.build_partition(experiment, data)
     domain = data.train.extra["domain"]
     assert set(domain[manifest.server]) == {1}
     owned = [set(domain[manifest.client(c).train]) for c in range(6)]
@@ -156,7 +156,7 @@ def test_each_kind_of_client_has_a_set_of_its_own(texts: dict[str, Any], tmp_pat
 )
 def test_bad_options(options: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
-        components.build_dataset(prepared(dataset={"name": "union", **options}))
+        build.build_dataset(prepared(dataset={"name": "union", **options}))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_bad_numbers(within: dict[str, Any], text: str) -> None:
 
     def divided() -> None:
         experiment = prepared(**changes)
-        components.build_partition(experiment, components.build_dataset(experiment))
+        build.build_partition(experiment, build.build_dataset(experiment))
 
     with pytest.raises(InputError, match=text):
         divided()

@@ -8,7 +8,7 @@ from fedsim.data.partitions._dealing import fill_up
 from fedsim.data.partitions.dirichlet import _shares, dirichlet
 from fedsim.errors import InputError
 from fedsim.rng import numpy_generator
-from tests.data.partitions.common import class_counts, divide, samples_of
+from tests.support.partitions import class_counts, divide, samples_of
 
 
 def draw(labels: np.ndarray, clients: int, seed: int = 0, **options: Any) -> Assignment:

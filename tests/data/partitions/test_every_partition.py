@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim.components.lookup import names
 from fedsim.data.dataset import Samples
-from fedsim.data.long_tail import long_tail_rows
 from fedsim.data.partition import Assignment
+from fedsim.data.subsets import long_tail_rows
 from fedsim.errors import InputError
-from fedsim.registry import names
 from fedsim.rng import numpy_generator
-from tests.data.partitions.common import divide, fingerprint, samples_of
+from tests.support.partitions import divide, fingerprint, samples_of
 
 INNER = {"name": "dirichlet", "alpha": 0.5}
 

@@ -6,7 +6,7 @@ import pytest
 from fedsim.data.partition import Manifest, build_manifest
 from fedsim.errors import InputError
 from fedsim.rng import numpy_generator
-from tests.data.partitions.common import divide, samples_of
+from tests.support.partitions import divide, samples_of
 
 SAMPLES = samples_of(np.arange(40) % 4)
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from fedsim.errors import InputError
-from tests.data.partitions.common import class_counts, divide, fingerprint, samples_of
+from tests.support.partitions import class_counts, divide, fingerprint, samples_of
 
 pytest.importorskip("flwr_datasets")
 

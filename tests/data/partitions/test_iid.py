@@ -4,7 +4,7 @@ import pytest
 from fedsim.data.partitions.iid import iid
 from fedsim.errors import InputError
 from fedsim.rng import numpy_generator
-from tests.data.partitions.common import samples_of
+from tests.support.partitions import samples_of
 
 
 def test_every_sample_once_in_equal_parts() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedsim.errors import InputError
-from tests.data.partitions.common import class_counts, divide, samples_of
+from tests.support.partitions import class_counts, divide, samples_of
 
 BALANCED = samples_of(np.repeat(np.arange(10), 30))
 TAIL = samples_of(np.repeat(np.arange(4), [400, 100, 20, 4]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedsim.errors import InputError
-from tests.data.partitions.common import class_counts, divide, samples_of
+from tests.support.partitions import class_counts, divide, samples_of
 
 # Owners 3, 5, 9 with 3, 1 and 2 samples.
 OWNED = samples_of(np.zeros(6), owners=[3, 9, 3, 5, 9, 3])

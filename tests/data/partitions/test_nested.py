@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.config import load_experiment, to_yaml
+from fedsim.cli.show import show_component
+from fedsim.components.configure import configure
+from fedsim.components.configure import fill_defaults as complete
+from fedsim.config.reading import load_experiment, to_yaml
 from fedsim.data.nested import Partition
 from fedsim.data.partition import Assignment, build_manifest
 from fedsim.data.partitions.dirichlet import dirichlet
 from fedsim.errors import InputError
-from fedsim.registry import complete, configure
 from fedsim.rng import numpy_generator
-from fedsim.show import show_component
-from tests.data.partitions.common import divide, samples_of
+from tests.support.partitions import divide, samples_of
 
 SAMPLES = samples_of(np.arange(40) % 4, domains=np.arange(40) % 2)
 MINE = """\

@@ -4,7 +4,7 @@ import pytest
 from fedsim.data.partitions.pool import pool
 from fedsim.errors import InputError
 from fedsim.rng import numpy_generator
-from tests.data.partitions.common import samples_of
+from tests.support.partitions import samples_of
 
 
 def test_every_client_draws_from_the_whole_pool() -> None:

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from fedsim.errors import InputError
-from tests.data.partitions.common import class_counts, divide, samples_of
+from tests.support.partitions import class_counts, divide, samples_of
 
 
 @pytest.mark.parametrize(

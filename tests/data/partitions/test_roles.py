@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedsim.errors import InputError
-from tests.data.partitions.common import class_counts, divide, samples_of
+from tests.support.partitions import class_counts, divide, samples_of
 
 SAMPLES = samples_of(np.arange(60) % 3, domains=np.repeat([0, 1, 2], [10, 20, 30]))
 

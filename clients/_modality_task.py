@@ -1,0 +1,206 @@
+"""What a client with one part of an image-text model trains for itself: its own task.
+
+    images or texts alone   the cross-entropy of a classifier on the representation
+    pairs                   retrieval of one by the other
+
+The optimiser's moments are in the client's state: it goes on in the next round where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.client import ClientContext
+from fedsim.data.views import ClientData
+from fedsim.errors import check
+from fedsim.evaluate.metric_names import named_scores
+from fedsim.evaluate.retrieval import tokens_of
+from fedsim.models.image_text import RetrievalLoss, retrieval_loss
+from fedsim.params import Params
+from fedsim.params.filters import under
+from fedsim.training.optimisers import Name, Optimiser, placed
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Options of a client's own task. Those named after pairs are of clients with pairs."""
+
+    epochs: int = 5  # >= 1
+    batch_size: int = 512  # >= 1
+    pairs_batch_size: int = 128  # >= 1
+    optimiser: Name = "sgd"
+    pairs_optimiser: Name = "adamp"
+    lr: float = 1e-4  # > 0
+    pairs_lr: float = 2e-4  # > 0
+    lr_drops: tuple[int, ...] = ()  # with one modality: rounds after which the rate is x 0.1
+    momentum: float = 0.9  # of sgd, [0, 1)
+    weight_decay: float = 0.0  # with one modality, >= 0
+    pairs_clip_norm: float | None = 2.0  # > 0, bound on the gradient's norm
+    # margin: weights >= 0, 4 off the true class's logit, rows of the weights kept apart.
+    classifier: Literal["linear", "margin"] = "linear"
+    retrieval_loss: RetrievalLoss = "pcme"
+    temperature: float | None = None  # of infonce, > 0; learnt if null
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "pairs_batch_size"):
+            check(getattr(self, name) >= 1, f"{name} must be >= 1", getattr(self, name))
+        drops = self.lr_drops
+        check(all(drop >= 1 for drop in drops), "lr_drops must be rounds, each >= 1", drops)
+        for name in ("lr", "pairs_lr"):
+            value = getattr(self, name)
+            check(0 < value < math.inf, f"{name} must be > 0 and finite", value)
+        given, clip = self.temperature, self.pairs_clip_norm
+        check(given is None or 0 < given < math.inf, "temperature must be > 0", given)
+        check(clip is None or clip > 0, "pairs_clip_norm must be > 0", clip)
+        Optimiser(self.optimiser, self.momentum, self.weight_decay)
+
+
+class OwnTask:
+    """A client's training of one round; starts from the model in its state, or the initial one.
+
+    `part` is the client's part of the resident model.
+
+    Raises:
+        ValueError: the client has no training samples.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        state: State,
+        data: ClientData,
+        rng: torch.Generator,
+        ctx: ClientContext,
+    ) -> None:
+        if len(data.train) == 0:
+            raise ValueError(f"client {ctx.client_id} has no training samples")
+        self.config, self.data, self.rng, self.ctx = config, data, rng, ctx
+        self.name = part_name(data, ctx)
+        ctx.model.load(own_model(state, ctx))
+        self.part: Any = ctx.model.module.get_submodule(self.name)
+        self.has_pairs = data.modality == "all"
+        self.modalities = ("image", "text") if self.has_pairs else (data.modality,)
+        of_part = under((self.name,))
+        named = zip(ctx.model.parameter_names, ctx.model.parameters, strict=True)
+        own = [(name, parameter) for name, parameter in named if of_part(name)]
+        self._names, self._parameters = [n for n, _ in own], [p for _, p in own]
+        self._moments = placed(state.get("optimiser", {}), ctx.device)
+        if self.has_pairs:
+            self._lr, self._batch_size = config.pairs_lr, config.pairs_batch_size
+            clip = config.pairs_clip_norm
+            self._optimiser = Optimiser(config.pairs_optimiser, config.momentum, 0.0, clip)
+        else:
+            drops = sum(ctx.round > drop for drop in config.lr_drops)
+            self._lr, self._batch_size = config.lr * 0.1**drops, config.batch_size
+            self._optimiser = Optimiser(config.optimiser, config.momentum, config.weight_decay)
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def batches(self) -> Any:
+        """Yield positions in the private data, in the order of one epoch."""
+        return self.data.train.index_batches(self._batch_size, self.rng)
+
+    def epoch(self) -> None:
+        """Make one pass over private data."""
+        for order in self.batches():
+            self.step(self.loss(order))
+
+    def loss(self, order: Tensor) -> Tensor:
+        """Return the loss of the private samples at these positions."""
+        view, config = self.data.train, self.config
+        self.part.train()
+        if self.has_pairs:
+            x = self.part.images(view.inputs(order, self.rng))
+            y = self.part.texts(tokens_of(view, order))
+            loss = retrieval_loss(self.part, x, y, config.retrieval_loss, config.temperature)
+        else:
+            images = self.data.modality == "image"
+            read = view.inputs(order, self.rng) if images else tokens_of(view, order)
+            features, labels = self.part.features(read), view.labels(order)
+            of = margin_loss if config.classifier == "margin" else linear_loss
+            loss = of(self.part.head, features, labels)
+        self.note("train_loss", loss, len(order))
+        return loss
+
+    def step(self, loss: Tensor) -> None:
+        """Move the part's parameters along the gradient; what the loss does not use stays."""
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        self._optimiser.step(self._parameters, gradients, self._names, self._lr, self._moments)
+
+    def note(self, name: str, value: Tensor, count: int) -> None:
+        """Take a value over so many samples into the round's mean of this name."""
+        self._sums[name] = self._sums.get(name, 0.0) + float(value.detach()) * count
+        self._counts[name] = self._counts.get(name, 0) + count
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means of what was noted."""
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
+
+    def model(self) -> Params:
+        """Return the client's part of the model, its names in full."""
+        return self.ctx.model.params().only(under((self.name,)))
+
+    def kept(self) -> State:
+        """Return the client's state: its model and its optimiser's moments."""
+        return {"model": self.model(), "optimiser": placed(self._moments, "cpu")}
+
+
+def part_name(data: ClientData, ctx: ClientContext) -> str:
+    """Return the name of the client's part of the resident model."""
+    module: Any = ctx.model.module
+    name: str = module.part_of(data.modality, ctx.client_id)
+    return name
+
+
+def own_model(state: State, ctx: ClientContext) -> Params:
+    """Return what the client's resident model is to hold: its part, or the initial model."""
+    model: Params = state.get("model", ctx.initial)
+    return model
+
+
+def own_scores(
+    config: TaskConfig, state: State, data: ClientData, ctx: ClientContext, *given: Params
+) -> Mapping[str, float]:
+    """Return ``personal/...`` of the client's model on its test data, in its own task.
+
+    `given` are tensors that stand for those of its own. Empty where it has no test data. With the
+    classifier ``margin`` logits are as in training, without the margin.
+    """
+    if len(data.test) == 0:
+        return {}
+    for params in (own_model(state, ctx), *given):
+        ctx.model.load(params)
+    module: Any = ctx.model.module
+    name = part_name(data, ctx)
+    head = module.get_submodule(name).head
+    if head is not None and config.classifier == "margin":
+        with torch.no_grad():
+            head.weight.clamp_(min=0)
+            head.bias.zero_()
+    return named_scores("personal", module.scores(name, data.test))
+
+
+def linear_loss(head: Any, features: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of a linear head on features (batch, d)."""
+    return F.cross_entropy(head(features), labels)
+
+
+def margin_loss(head: Any, features: Tensor, labels: Tensor) -> Tensor:
+    """Return the classification loss of CreamFL's code: weights W >= 0, no bias, margin 4.
+
+    Plus half the cross-entropy of W W^T (C, C) against the classes themselves. That code multiplies
+    features by 128 first, which is left out.
+    """
+    weight = head.weight.clamp_min(0)
+    margin = 4.0 * F.one_hot(labels, len(weight))
+    apart = F.cross_entropy(weight @ weight.T, torch.arange(len(weight), device=weight.device))
+    return F.cross_entropy(features @ weight.T - margin, labels) + 0.5 * apart

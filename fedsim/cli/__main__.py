@@ -1,0 +1,7 @@
+"""``python -m fedsim.cli``."""
+
+import sys
+
+from fedsim.cli.commands import main
+
+sys.exit(main())

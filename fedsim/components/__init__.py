@@ -1,0 +1,1 @@
+"""Components by name: looked up, their options checked, built."""

@@ -1,0 +1,1 @@
+"""Data sets that fedsim generates, and the sources they are made of."""

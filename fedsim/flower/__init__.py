@@ -1,0 +1,1 @@
+"""The edge to Flower: records, messages, and what is private in it."""

@@ -1,0 +1,69 @@
+"""What a round has measured, as the rows that are recorded."""
+
+from __future__ import annotations
+
+from fedsim.engine.jobs import Report, RoundLog
+from fedsim.evaluate.metric_names import VALIDATION
+from fedsim.runs.recorder import ClientRows
+
+
+def client_means(log: RoundLog) -> dict[str, float]:
+    """Return the weighted mean over the round's clients of each metric that all of them report."""
+    good = [r for r in log.reports if r.failure is None]
+    total = sum(r.weight for r in good)
+    if not good or total <= 0:
+        return {}
+    names = set.intersection(*(set(r.measured) for r in good))
+    return {
+        name: sum(r.weight * r.measured[name] for r in good) / total
+        for name in sorted(names - {"num-examples"})
+    }
+
+
+def round_costs(log: RoundLog, seconds: float, trained: float) -> dict[str, float]:
+    """Return what a round took: clients that answered, bytes, and seconds of three kinds.
+
+    ``seconds`` are those of the whole round on this machine, ``train_seconds`` those in which its
+    clients trained. ``virtual_seconds`` are of a round whose clients train all at once, each on a
+    worker of its own: the slowest client's, and what the server took for itself (`trained`, the
+    seconds of all but evaluation, without `train_seconds`). Of clients that were trained together
+    each has an equal part of their time.
+    """
+    slowest = max((r.seconds for r in log.reports if r.failure is None), default=0.0)
+    return {
+        "clients": float(len(log.reports) - len(log.failures)),
+        "bytes_down": float(sum(log.bytes_down.values())),
+        "bytes_up": float(sum(r.bytes_up for r in log.reports)),
+        "train_seconds": log.seconds,
+        "seconds": seconds,
+        "virtual_seconds": slowest + max(0.0, trained - log.seconds),
+    }
+
+
+def train_rows(log: RoundLog) -> list[ClientRows]:
+    """Return what the clients of a round reported of their training, and what they transferred."""
+    good = [r for r in log.reports if r.failure is None]
+    clients = [r.client for r in good]
+    own: dict[str, list[float]] = {
+        "weight": [r.weight for r in good],
+        "seconds": [r.seconds for r in good],
+        "bytes_down": [log.bytes_down.get(client, 0) for client in clients],
+        "bytes_up": [r.bytes_up for r in good],
+    }
+    told = [column for column in columns("train", good) if column[1] not in own]
+    return told + [("train", name, clients, values) for name, values in own.items()]
+
+
+def columns(split: str, reports: list[Report]) -> list[ClientRows]:
+    """Return the clients' metrics as ``(split, name, clients, values)``."""
+    found: list[ClientRows] = []
+    for name in dict.fromkeys(name for r in reports for name in r.measured):
+        some = [r for r in reports if name in r.measured]
+        values = [r.measured[name] for r in some]
+        found.append((*placed(split, name), [r.client for r in some], values))
+    return found
+
+
+def placed(split: str, name: str) -> tuple[str, str]:
+    """Return split and name under which a value is recorded; names may carry ``validation/``."""
+    return ("validation", name.replace(VALIDATION, "", 1)) if VALIDATION in name else (split, name)

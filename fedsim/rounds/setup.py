@@ -1,0 +1,104 @@
+"""Building all parts of a run before anything is written, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedsim.components.build import build_augment, check_fit, group_size
+from fedsim.config.experiment import Experiment
+from fedsim.data.dataset import Dataset
+from fedsim.data.partition import Manifest
+from fedsim.data.views import View
+from fedsim.engine.process import driver_device
+from fedsim.errors import InputError
+from fedsim.flower.contracts import is_client_app
+from fedsim.params import FlatModel
+from fedsim.rounds.server import own_strategies
+from fedsim.strategy import ServerContext
+
+
+@dataclass
+class Parts:
+    """What an experiment is made of, built and checked before anything is written."""
+
+    experiment: Experiment
+    dataset: Dataset
+    manifest: Manifest
+    strategy: Any
+    client: Any
+    model: FlatModel
+
+
+def build_parts(
+    experiment: Experiment, build: Callable[[Experiment], tuple[Dataset, Manifest]]
+) -> Parts:
+    """Build everything in the driver once, so that what can not work fails before any work.
+
+    Raises:
+        InputError: components that do not fit each other.
+    """
+    from fedsim.components.build import build_client, build_model, build_strategy
+
+    dataset, manifest = build(experiment)
+    strategy, client = build_strategy(experiment), build_client(experiment)
+    check_fit(strategy, client, experiment)
+    # A server with samples trains where clients do.
+    device = driver_device(experiment.engine.gpus) if len(manifest.server) else "cpu"
+    try:
+        model = FlatModel(build_model(experiment, dataset.card), device)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"model {experiment.model.name!r} can not be built for inputs of shape "
+            f"{dataset.card.input_shape}: {type(error).__name__}: {error}"
+        ) from error
+    if not is_client_app(client):
+        group_size(experiment, client, model.module)  # refuses `vectorise` where it can not be
+    parts = Parts(experiment, dataset, manifest, strategy, client, model)
+    if experiment.evaluation.on != "test" and not manifest.num_validation.any():
+        raise InputError(
+            f"evaluation.on is {experiment.evaluation.on!r}, but no client has validation samples; "
+            f"set partition.validation above 0, got {experiment.partition.validation}"
+        )
+    if experiment.evaluation.features and "head.weight" not in model.layout.names:
+        raise InputError(
+            f"evaluation.features must be false for model {experiment.model.name!r}: it has no "
+            "linear layer named 'head'"
+        )
+    if experiment.evaluation.across_domains:
+        if "domain" not in dataset.test.extra:
+            raise InputError(
+                f"evaluation.across_domains must be false for {dataset.name}: it has no domains"
+            )
+        if experiment.evaluation.on == "validation":
+            raise InputError(
+                "evaluation.across_domains must be false where evaluation.on is 'validation': it "
+                "reads test samples"
+            )
+    for own in own_strategies(strategy):
+        own.check(model.params(), server_context(parts))
+    return parts
+
+
+def server_context(parts: Parts) -> ServerContext:
+    """Return what a strategy may know of the experiment."""
+    experiment, dataset, owned = parts.experiment, parts.dataset, parts.manifest.server
+    server = None
+    if len(owned):
+        place = parts.model.flat.device
+        server = View(dataset.train, owned, dataset.card, place, augment=build_augment(experiment))
+    return ServerContext(
+        seed=experiment.seed,
+        rounds=experiment.rounds,
+        num_clients=experiment.partition.clients,
+        cohort_size=experiment.cohort_size,
+        num_classes=dataset.num_classes,
+        model=parts.model,
+        dataset=dataset,
+        server=server,
+        public=len(owned) > 0 and len(parts.manifest.public_rows) == len(owned),
+        modalities=parts.manifest.modality,
+    )

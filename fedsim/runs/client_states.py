@@ -1,0 +1,316 @@
+"""Client states between rounds, outside workers.
+
+A state is held as the bytes of `codec.to_bytes`, so a caller always gets a fresh copy and a
+state that was never spilled goes through the same codec as one that was. `commit` appends
+the states changed since the last commit to one new file ``states/round-<r>-<k>.states``,
+which is their files' bytes one after another; committed files are never changed. The index
+(client -> file, place) goes into the checkpoint. Files are deleted by a commit once neither
+it nor one of the two indexes handed out last refers to them: a commit comes before its
+checkpoint, so until that is written the two older checkpoints are what a resume can use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.errors import RunFailed
+from fedsim.runs.atomic import ASIDE, reason, sync_folder
+from fedsim.runs.codec import Damaged, check_seal, from_bytes, to_bytes
+
+FOLDER = "states"
+NAME = re.compile(r"round-\d+-\d+\.states")
+
+_MAX_FILES = 64  # live files above which small ones are joined
+_HISTORY = 2  # indexes whose files are kept; as many as checkpoints
+
+Index = dict[str, Any]
+"""``{"files": list[str], "sizes": list[int], "rows": int64 array (clients, 4)}``; a row is
+client, number in `files`, first byte, number of bytes."""
+
+
+class StateStore:
+    """Per-client states of one run; `folder` is the run's folder.
+
+    `memory_limit_bytes` bounds the encoded states held in memory; what lies above is read
+    from, or spilled to, the disk.
+    """
+
+    def __init__(
+        self, folder: Path, memory_limit_bytes: int = 512 * 2**20, *, fsync: bool = True
+    ) -> None:
+        self.folder = Path(folder) / FOLDER
+        self.memory_limit_bytes = memory_limit_bytes
+        self.fsync = fsync
+        self._dirty: dict[int, bytes] = {}  # changed since the last commit
+        self._spilled: dict[int, tuple[int, int]] = {}  # the same, but in the pending file
+        self._cache: OrderedDict[int, bytes] = OrderedDict()  # committed, least used first
+        self._memory = 0
+        self._pending: int | None = None  # descriptor of the next commit's file
+        self._pending_size = 0
+        self._clear_index()
+
+    def _clear_index(self) -> None:
+        self._files: dict[int, tuple[str, int]] = {}  # number -> (name, size)
+        self._next_file = 0
+        self._slots: dict[int, int] = {}  # client -> row
+        self._rows = np.zeros((64, 4), np.int64)
+        self._history: list[set[str]] = []
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._dirty or client in self._spilled or client in self._slots
+
+    @property
+    def clients(self) -> list[int]:
+        """Return the clients that have a state, in rising order."""
+        return sorted({*self._dirty, *self._spilled, *self._slots})
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of encoded states in memory now."""
+        return self._memory
+
+    def get(self, client: int) -> Any:
+        """Return a copy of the client's newest state, or None if it never had one.
+
+        Raises:
+            RunFailed: its file is missing or damaged.
+        """
+        blob = self.get_bytes(client)
+        # What comes from the disk was checked there.
+        return None if blob is None else from_bytes(blob, verify=False)
+
+    def get_bytes(self, client: int) -> bytes | None:
+        """Return the client's newest state encoded by `codec.to_bytes`, or None."""
+        if client in self._dirty:
+            return self._dirty[client]
+        if client in self._spilled:
+            return self._read_spilled(client)
+        if client in self._cache:
+            self._cache.move_to_end(client)
+            return self._cache[client]
+        if client not in self._slots:
+            return None
+        blob = self._read_committed(client)
+        self._remember(client, blob)
+        return blob
+
+    def put(self, client: int, state: Any) -> None:
+        """Set the client's state; it is saved by the next `commit`.
+
+        Raises:
+            TypeError: the state holds something that cannot be saved (see `codec.encode`).
+            RunFailed: it had to be spilled and the disk is full or fails.
+        """
+        self.put_bytes(client, to_bytes(state, f"state of client {client}"))
+
+    def put_bytes(self, client: int, blob: bytes) -> None:
+        """Set the client's state from what `codec.to_bytes` returned."""
+        self._memory -= len(self._dirty.pop(client, b"")) + len(self._cache.pop(client, b""))
+        self._spilled.pop(client, None)
+        self._make_room(len(blob))
+        if self._memory + len(blob) <= self.memory_limit_bytes:
+            self._dirty[client] = blob
+            self._memory += len(blob)
+        else:
+            self._spilled[client] = self._append(blob)
+
+    def commit(self, round: int) -> None:
+        """Write the states changed since the last commit to one new file.
+
+        To be called before `index()` is taken for the checkpoint and that is written.
+
+        Raises:
+            RunFailed: the disk is full or fails; what was committed before is untouched.
+        """
+        places = dict(self._spilled)
+        for client, blob in self._dirty.items():
+            places[client] = self._append(blob)
+        moved = self._worth_moving(places)
+        for client in moved:
+            places[client] = self._append(self._read_committed(client))
+        if places:
+            self._publish(round, places)
+        for client, blob in self._dirty.items():
+            self._cache[client] = blob
+        self._dirty.clear()
+        self._spilled.clear()
+        self._make_room(0)
+        self._collect()
+
+    def index(self) -> Index:
+        """Return where every client's committed state lies; belongs into the checkpoint."""
+        used = {name for name, _ in self._files.values()}
+        if not self._history or self._history[-1] != used:
+            self._history = [*self._history, used][-_HISTORY:]
+        rows = self._rows[: len(self._slots)].copy()
+        rows[:, 1] = np.searchsorted(np.array(list(self._files), np.int64), rows[:, 1])
+        names, sizes = zip(*self._files.values(), strict=True) if self._files else ((), ())
+        return {"files": list(names), "sizes": list(sizes), "rows": rows}
+
+    def restore(self, index: Index) -> None:
+        """Go back to exactly the states of `index`; uncommitted ones are dropped.
+
+        Raises:
+            RunFailed: a file it refers to is missing or truncated.
+        """
+        for name, size in zip(index["files"], index["sizes"], strict=True):
+            path = self.folder / name
+            if not path.is_file():
+                raise RunFailed(f"client states {path} are missing")
+            if path.stat().st_size != size:
+                raise RunFailed(f"client states {path} are truncated")
+        self._drop_pending()
+        self._dirty.clear()
+        self._spilled.clear()
+        self._cache.clear()
+        self._memory = 0
+        self._clear_index()
+        self._files = dict(enumerate(zip(index["files"], index["sizes"], strict=True)))
+        self._next_file = len(self._files)
+        rows = index["rows"]
+        self._rows = np.concatenate([rows, np.zeros((64, 4), np.int64)])
+        self._slots = {client: slot for slot, client in enumerate(rows[:, 0].tolist())}
+        self._history = [set(index["files"])]
+
+    def close(self) -> None:
+        """Forget uncommitted states and release the disk."""
+        self._drop_pending()
+
+    def _append(self, blob: bytes) -> tuple[int, int]:
+        """Add a blob to the pending file; return (first byte, number of bytes)."""
+        start = self._pending_size
+        try:
+            if self._pending is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+                self._pending = os.open(self._pending_path, flags, 0o666)
+            rest = memoryview(blob)
+            while rest:
+                written = os.pwrite(self._pending, rest, self._pending_size)
+                self._pending_size += written
+                rest = rest[written:]
+        except OSError as error:
+            self._drop_pending()
+            raise self._cannot_write(error) from error
+        return start, len(blob)
+
+    def _publish(self, round: int, places: dict[int, tuple[int, int]]) -> None:
+        """Turn the pending file into the committed file of `places` (client -> place)."""
+        assert self._pending is not None
+        number, attempt = self._next_file, 0
+        # Never a name that is taken: an older index may refer to that file.
+        while (path := self.folder / f"round-{round}-{attempt}.states").exists():
+            attempt += 1
+        try:
+            if self.fsync:
+                os.fsync(self._pending)
+            self._pending_path.rename(path)
+            if self.fsync:
+                sync_folder(self.folder)
+        except OSError as error:
+            self._drop_pending()
+            raise self._cannot_write(error) from error
+        os.close(self._pending)
+        self._files[number] = (path.name, self._pending_size)
+        self._next_file, self._pending, self._pending_size = number + 1, None, 0
+        for client, (start, length) in places.items():
+            slot = self._slots.setdefault(client, len(self._slots))
+            if slot == len(self._rows):
+                self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+            self._rows[slot] = client, number, start, length
+
+    def _worth_moving(self, places: dict[int, tuple[int, int]]) -> list[int]:
+        """Return the clients whose unchanged states should go into the new file as well.
+
+        A file more than half of which is superseded is given up, so the disk holds at most
+        about twice the live states and each is written at most about twice. Above
+        `_MAX_FILES` files the half with the fewest live bytes is joined.
+        """
+        rows = self._rows[: len(self._slots)]
+        kept = rows[~np.isin(rows[:, 0], np.fromiter(places, np.int64, len(places)))]
+        live = np.bincount(kept[:, 1], weights=kept[:, 3], minlength=self._next_file)
+        given_up = {n for n, (_, size) in self._files.items() if 0 < 2 * live[n] < size}
+        numbers = [n for n in self._files if live[n] > 0 and n not in given_up]
+        if len(numbers) >= _MAX_FILES:
+            given_up |= set(sorted(numbers, key=lambda n: (live[n], n))[: len(numbers) // 2])
+        return kept[np.isin(kept[:, 1], list(given_up)), 0].tolist() if given_up else []
+
+    def _collect(self) -> None:
+        """Forget files without live states; delete those that no recent index refers to."""
+        used = set(np.unique(self._rows[: len(self._slots), 1]).tolist())
+        self._files = {n: entry for n, entry in self._files.items() if n in used}
+        if len(self._history) < _HISTORY:
+            return  # after a resume, an older checkpoint than the restored one may be wanted
+        wanted = {name for name, _ in self._files.values()}.union(*self._history)
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.folder):
+                if NAME.fullmatch(name) and name not in wanted:
+                    (self.folder / name).unlink()
+
+    def _read_spilled(self, client: int) -> bytes:
+        assert self._pending is not None
+        start, length = self._spilled[client]
+        blob = os.pread(self._pending, length, start)
+        return self._checked(blob, self._pending_path, client)
+
+    def _read_committed(self, client: int) -> bytes:
+        if client in self._cache:
+            return self._cache[client]
+        _, number, start, length = self._rows[self._slots[client]].tolist()
+        path = self.folder / self._files[number][0]
+        try:
+            with path.open("rb", buffering=0) as file:
+                blob = os.pread(file.fileno(), length, start)
+        except OSError as error:
+            raise RunFailed(f"cannot read client states {path}: {reason(error)}") from error
+        return self._checked(blob, path, client)
+
+    def _checked(self, blob: bytes, path: Path, client: int) -> bytes:
+        try:
+            check_seal(blob)
+        except Damaged as error:
+            raise RunFailed(f"the state of client {client} in {path} is damaged: {error}") from None
+        return blob
+
+    def _remember(self, client: int, blob: bytes) -> None:
+        self._make_room(len(blob))
+        if self._memory + len(blob) <= self.memory_limit_bytes:
+            self._cache[client] = blob
+            self._memory += len(blob)
+
+    def _make_room(self, size: int) -> None:
+        """Forget committed states, least used first, until `size` more bytes fit."""
+        while self._cache and self._memory + size > self.memory_limit_bytes:
+            self._memory -= len(self._cache.popitem(last=False)[1])
+
+    @property
+    def _pending_path(self) -> Path:
+        return self.folder / f"{ASIDE}pending.states"
+
+    def _drop_pending(self) -> None:
+        if self._pending is not None:
+            os.close(self._pending)
+            self._pending, self._pending_size = None, 0
+            with contextlib.suppress(OSError):
+                self._pending_path.unlink(missing_ok=True)
+
+    def _cannot_write(self, error: OSError) -> RunFailed:
+        return RunFailed(f"cannot write client states in {self.folder}: {reason(error)}")
+
+
+def remove_all(folder: Path) -> None:
+    """Remove every state file of the run in `folder`, and the folder if then empty."""
+    place = folder / FOLDER
+    if place.is_dir():
+        for entry in place.iterdir():
+            if NAME.fullmatch(entry.name) or entry.name == f"{ASIDE}pending.states":
+                entry.unlink()
+        with contextlib.suppress(OSError):
+            place.rmdir()
