@@ -56,9 +56,13 @@ def to_yaml(experiment: Experiment) -> str:
     return dump_yaml(experiment.model_dump())
 
 
-def digest(experiment: Experiment) -> str:
-    """Return the sha256 (hex) of the experiment; equal for equal experiments."""
-    text = json.dumps(experiment.model_dump(), sort_keys=True, separators=(",", ":"))
+def digest(path: Path) -> str:
+    """Return the sha256 (hex) of an experiment file's keys and values, whatever their order.
+
+    The file counts as it stands, without the defaults of keys that it lacks: a run's digest
+    outlives keys that are added to the platform or to a component after the run began.
+    """
+    text = json.dumps(read_mapping(path), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -79,6 +79,7 @@ class RoundLoop:
         self.experiment = parts.experiment
         self.folder = folder
         self.progress = progress
+        self._digest = digest(folder.path / "config.yaml")
         self._executor = executor
         self._initial = parts.model.params()
         self._arrays: ArrayRecord = TreeRecord({"model": self._initial})
@@ -129,7 +130,7 @@ class RoundLoop:
         """Continue from the newest intact checkpoint; return its round, 0 if there is none."""
 
         def usable(value: Any) -> None:
-            if value["experiment"] != digest(self.experiment):
+            if value["experiment"] != self._digest:
                 raise RunFailed("it belongs to another experiment than config.yaml describes")
             if value.get("frozen", "") != self.parts.model.frozen_digest():
                 raise RunFailed("the frozen part of the model has other weights than it had")
@@ -344,7 +345,7 @@ class RoundLoop:
             return
         self._states.commit(round)
         value = {
-            "experiment": digest(self.experiment),
+            "experiment": self._digest,
             "frozen": self.parts.model.frozen_digest(),
             "strategy": capture(self.parts.strategy),
             "params": self.params,
