@@ -8,7 +8,6 @@ The optimiser's moments are in the client's state: it goes on in the next round 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.client import ClientContext
+from fedsim.config.ranges import CheckedConfig, Count, NonNegative, Positive, ProperFraction
 from fedsim.data.views import ClientData
-from fedsim.errors import check
 from fedsim.evaluate.metric_names import named_scores
 from fedsim.evaluate.retrieval import tokens_of
 from fedsim.models.image_text import RetrievalLoss, retrieval_loss
@@ -31,37 +30,24 @@ State = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(CheckedConfig):
     """Options of a client's own task. Those named after pairs are of clients with pairs."""
 
-    epochs: int = 5  # >= 1
-    batch_size: int = 512  # >= 1
-    pairs_batch_size: int = 128  # >= 1
+    epochs: Count = 5
+    batch_size: Count = 512
+    pairs_batch_size: Count = 128
     optimiser: Name = "sgd"
     pairs_optimiser: Name = "adamp"
-    lr: float = 1e-4  # > 0
-    pairs_lr: float = 2e-4  # > 0
-    lr_drops: tuple[int, ...] = ()  # with one modality: rounds after which the rate is x 0.1
-    momentum: float = 0.9  # of sgd, [0, 1)
-    weight_decay: float = 0.0  # with one modality, >= 0
-    pairs_clip_norm: float | None = 2.0  # > 0, bound on the gradient's norm
+    lr: Positive = 1e-4
+    pairs_lr: Positive = 2e-4
+    lr_drops: tuple[Count, ...] = ()  # with one modality: rounds after which the rate is x 0.1
+    momentum: ProperFraction = 0.9  # of sgd
+    weight_decay: NonNegative = 0.0  # with one modality
+    pairs_clip_norm: Positive | None = 2.0  # bound on the gradient's norm
     # margin: weights >= 0, 4 off the true class's logit, rows of the weights kept apart.
     classifier: Literal["linear", "margin"] = "linear"
     retrieval_loss: RetrievalLoss = "pcme"
-    temperature: float | None = None  # of infonce, > 0; learnt if null
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "pairs_batch_size"):
-            check(getattr(self, name) >= 1, f"{name} must be >= 1", getattr(self, name))
-        drops = self.lr_drops
-        check(all(drop >= 1 for drop in drops), "lr_drops must be rounds, each >= 1", drops)
-        for name in ("lr", "pairs_lr"):
-            value = getattr(self, name)
-            check(0 < value < math.inf, f"{name} must be > 0 and finite", value)
-        given, clip = self.temperature, self.pairs_clip_norm
-        check(given is None or 0 < given < math.inf, "temperature must be > 0", given)
-        check(clip is None or clip > 0, "pairs_clip_norm must be > 0", clip)
-        Optimiser(self.optimiser, self.momentum, self.weight_decay)
+    temperature: Positive | None = None  # of infonce; learnt if null
 
 
 class OwnTask:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedsim.client import ClientContext, Tree, Update
+from fedsim.config.ranges import Fraction
 from fedsim.data.views import ClientData
-from fedsim.errors import check
 from fedsim.params import Params
 from fedsim.training.local_sgd import Fit, LocalSGD
 
@@ -31,12 +31,8 @@ class APFL(LocalSGD):
 
     @dataclass(frozen=True)
     class Config(LocalSGD.Config):
-        alpha: float = 0.5  # the local model's share at the start, [0, 1]
+        alpha: Fraction = 0.5  # the local model's share at the start
         adaptive: bool = True  # whether each step moves alpha along its gradient
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(0 <= self.alpha <= 1, "alpha must be in [0, 1]", self.alpha)
 
     def init_state(self, ctx: ClientContext) -> State:
         return {"alpha": self.config.alpha}

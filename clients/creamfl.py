@@ -18,7 +18,6 @@ weighs a single term.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +29,7 @@ from torch import Tensor
 from clients._modality_task import OwnTask, State, TaskConfig, own_scores
 from fedsim import rng as streams
 from fedsim.client import Client, ClientContext, Tree, Update
+from fedsim.config.ranges import Count, NonNegative, Positive
 from fedsim.data.views import ClientData
 from fedsim.errors import check
 from fedsim.evaluate.retrieval import embedded, tokens_of
@@ -50,11 +50,11 @@ class CreamFL(Client):
 
     @dataclass(frozen=True)
     class Config(TaskConfig):
-        public_batch_size: int = 256  # >= 1
+        public_batch_size: Count = 256
         # contrast: with G and prev; distance: the mean squared distance to G of the own modality.
         regulariser: Literal["contrast", "distance"] = "contrast"
-        gamma: float = 0.5  # weight of the regulariser, >= 0; 0 leaves the public pairs alone
-        tau: float = 0.5  # temperature of both contrasts, > 0
+        gamma: NonNegative = 0.5  # weight of the regulariser; 0 leaves the public pairs alone
+        tau: Positive = 0.5  # temperature of both contrasts
         inter: bool = True  # whether there is the term against the other modality
         intra: bool = True  # whether there is the term against the own modality
         loss_scale: bool = False  # inter is scaled to the value of intra
@@ -62,10 +62,6 @@ class CreamFL(Client):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            size = self.public_batch_size
-            check(size >= 1, "public_batch_size must be >= 1", size)
-            check(0 < self.tau < math.inf, "tau must be > 0 and finite", self.tau)
-            check(0 <= self.gamma < math.inf, "gamma must be >= 0 and finite", self.gamma)
             terms = self.inter or self.intra or self.regulariser == "distance" or self.gamma == 0
             check(terms, "inter must be true where intra is false, or gamma 0", self.inter)
 

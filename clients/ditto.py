@@ -11,8 +11,8 @@ import torch
 from clients.fedprox import FedProx
 from fedsim import rng as streams
 from fedsim.client import ClientContext, Tree, Update
+from fedsim.config.ranges import Count, NonNegative
 from fedsim.data.views import ClientData
-from fedsim.errors import check
 from fedsim.params import Params
 from fedsim.training.local_sgd import LocalSGD
 
@@ -27,14 +27,8 @@ class Ditto(LocalSGD):
 
     @dataclass(frozen=True)
     class Config(LocalSGD.Config):
-        lam: float = 0.1  # lambda, pull of the personal model to the global one, >= 0
-        personal_epochs: int | None = None  # epochs on the personal model, >= 1; `epochs` if null
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(0 <= self.lam < float("inf"), "lam must be >= 0 and finite", self.lam)
-            own = self.personal_epochs
-            check(own is None or own >= 1, "personal_epochs must be >= 1", own)
+        lam: NonNegative = 0.1  # lambda, pull of the personal model to the global one
+        personal_epochs: Count | None = None  # epochs on the personal model; `epochs` if null
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from fedsim import rng as streams
 from fedsim.client import ClientContext, Tree
+from fedsim.config.ranges import NonNegativeInt
 from fedsim.data.views import ClientData
-from fedsim.errors import check
 from fedsim.evaluate.metric_names import named_scores
 from fedsim.evaluate.scoring import score
 from fedsim.params import Params
@@ -24,11 +24,7 @@ class FedBABU(LocalSGD):
     @dataclass(frozen=True)
     class Config(LocalSGD.Config):
         finetune: Literal["head", "body", "all"] = "head"  # what is trained before evaluation
-        finetune_epochs: int = 5  # epochs of it, >= 0
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.finetune_epochs >= 0, "finetune_epochs must be >= 0", self.finetune_epochs)
+        finetune_epochs: NonNegativeInt = 5  # epochs of it
 
     def trainable(self, name: str) -> bool:
         return in_body(name)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.client import ClientContext, Tree
+from fedsim.config.ranges import NonNegativeInt
 from fedsim.data.views import ClientData
-from fedsim.errors import check
 from fedsim.evaluate.metric_names import named_scores
 from fedsim.evaluate.scoring import score
 from fedsim.maths.etf import sparse_etf
@@ -39,11 +39,7 @@ class FedETF(LocalSGD):
     class Config(LocalSGD.Config):
         normalise: bool = True  # features to norm 1, times the temperature
         loss: losses.Name = "balanced-softmax"  # adds the log of the client's class counts
-        finetune_epochs: int = 5  # of the head before personal scores, >= 0; 0 leaves them out
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.finetune_epochs >= 0, "finetune_epochs must be >= 0", self.finetune_epochs)
+        finetune_epochs: NonNegativeInt = 5  # of the head before personal scores; 0 leaves them out
 
     def trainable(self, name: str) -> bool:
         return not in_head(name)

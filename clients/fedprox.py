@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.errors import check
+from fedsim.config.ranges import NonNegative
 from fedsim.training.local_sgd import Fit, LocalSGD
 
 
@@ -16,11 +16,7 @@ class FedProx(LocalSGD):
 
     @dataclass(frozen=True)
     class Config(LocalSGD.Config):
-        mu: float = 0.01  # weight of the proximal term mu/2 |w - w_t|^2, >= 0
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(0 <= self.mu < float("inf"), "mu must be >= 0 and finite", self.mu)
+        mu: NonNegative = 0.01  # weight of the proximal term mu/2 |w - w_t|^2
 
     def gradient(self, fit: Fit, grads: list[Tensor]) -> list[Tensor]:
         if self.config.mu == 0:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from fedsim.client import ClientContext, Tree, Update
+from fedsim.config.ranges import Count
 from fedsim.data.views import ClientData
-from fedsim.errors import check
 from fedsim.params.filters import in_body, in_head
 from fedsim.training.personal_sgd import PersonalSGD, State
 
@@ -18,11 +18,7 @@ class FedRep(PersonalSGD):
 
     @dataclass(frozen=True)
     class Config(PersonalSGD.Config):
-        head_epochs: int = 10  # epochs on the head before those on the body, >= 1
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.head_epochs >= 1, "head_epochs must be >= 1", self.head_epochs)
+        head_epochs: Count = 10  # epochs on the head before those on the body
 
     def train(
         self,

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.client import ClientContext, Tree, Update
+from fedsim.config.ranges import Fraction, NonNegative, Positive
 from fedsim.data.views import ClientData, View
 from fedsim.errors import check
 from fedsim.maths.boxes import matched
@@ -44,27 +45,18 @@ class FedSTO(LocalSGD):
 
     @dataclass(frozen=True)
     class Config(LocalSGD.Config):
-        alpha: float = 0.999  # decay of the teacher, [0, 1]; 1 keeps it the server's model
-        tau_low: float = 0.1  # score of a box from which it is uncertain, [0, 1]
-        tau_high: float = 0.6  # ... and from which it is reliable, >= tau_low; above 1: never
-        nms_iou: float = 0.65  # overlap of two boxes of a class of which one is dropped, [0, 1]
-        unsupervised_weight: float = 1.0  # of L_u, > 0
-        mu: float = 0.0  # FedProx: weight of mu/2 |w - w_t|^2, >= 0
+        alpha: Fraction = 0.999  # decay of the teacher; 1 keeps it the server's model
+        tau_low: Fraction = 0.1  # score of a box from which it is uncertain
+        tau_high: NonNegative = 0.6  # ... and from which it is reliable, >= tau_low; above 1: never
+        nms_iou: Fraction = 0.65  # overlap of two boxes of a class of which one is dropped
+        unsupervised_weight: Positive = 1.0  # of L_u
+        mu: NonNegative = 0.0  # FedProx: weight of mu/2 |w - w_t|^2
         uploads: Literal["student", "teacher"] = "student"  # whose weights are sent and kept
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check(0 <= self.alpha <= 1, "alpha must be in [0, 1]", self.alpha)
-            check(0 <= self.tau_low <= 1, "tau_low must be in [0, 1]", self.tau_low)
-            check(
-                self.tau_low <= self.tau_high < float("inf"),
-                f"tau_high must be >= tau_low = {self.tau_low} and finite",
-                self.tau_high,
-            )
-            check(0 <= self.nms_iou <= 1, "nms_iou must be in [0, 1]", self.nms_iou)
-            weight = self.unsupervised_weight
-            check(0 < weight < float("inf"), "unsupervised_weight must be > 0 and finite", weight)
-            check(0 <= self.mu < float("inf"), "mu must be >= 0 and finite", self.mu)
+            low, high = self.tau_low, self.tau_high
+            check(high >= low, f"tau_high must be >= tau_low = {low}", high)
 
     def start(self, payload: Tree, state: Any, ctx: ClientContext) -> None:
         ctx.model.load(payload["model"])

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from clients._augmenter import Augmenter
 from fedsim.client import ClientContext, GroupUpdate, Tree, Update
+from fedsim.config.ranges import NonNegative, Positive, PositiveFraction
 from fedsim.data.views import ClientData
-from fedsim.errors import check
 from fedsim.params import Params
 from fedsim.training.client_groups import Batch, GroupFit
 from fedsim.training.local_sgd import Fit
@@ -51,27 +51,14 @@ class FRAug(PersonalSGD):
         use_rtnet: bool = True  # false: e is the generator's output itself, and there is no step C
         interpolate: bool = False  # e <- rho e + (1 - rho) base
         noise: Literal["uniform", "gaussian"] = "uniform"  # on [0, 1), or standard normal
-        generator_lr: float = 0.05  # > 0
-        rtnet_lr: float = 0.05  # > 0
-        lam_g: float = 1.0  # weight of the generator's distance, >= 0
-        lam_r: float = 1.0  # weight of the RTNet's distance, >= 0
+        generator_lr: Positive = 0.05
+        rtnet_lr: Positive = 0.05
+        lam_g: NonNegative = 1.0  # weight of the generator's distance
+        lam_r: NonNegative = 1.0  # weight of the RTNet's distance
         dist_g: Distance = "mmd"  # to the batch's features (mmd), or to prototypes (mse)
         dist_r: Distance = "mmd"  # to the base of e
-        prototype_momentum: float = 0.3  # m, (0, 1]
-        generator_clip: float | None = None  # > 0, bound on the norm of the generator's gradient
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            for name in ("generator_lr", "rtnet_lr"):
-                value = getattr(self, name)
-                check(0 < value < float("inf"), f"{name} must be > 0 and finite", value)
-            for name in ("lam_g", "lam_r"):
-                value = getattr(self, name)
-                check(0 <= value < float("inf"), f"{name} must be >= 0 and finite", value)
-            m = self.prototype_momentum
-            check(0 < m <= 1, "prototype_momentum must be in (0, 1]", m)
-            clip = self.generator_clip
-            check(clip is None or clip > 0, "generator_clip must be > 0", clip)
+        prototype_momentum: PositiveFraction = 0.3  # m
+        generator_clip: Positive | None = None  # bound on the norm of the generator's gradient
 
     def train(
         self,

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedsim.client import ClientContext, Tree, Update
+from fedsim.config.ranges import Count, Positive
 from fedsim.data.views import ClientData
-from fedsim.errors import check
 from fedsim.params import Params
 from fedsim.params.filters import batch_norm, under
 from fedsim.training.local_sgd import LocalSGD
@@ -42,16 +42,9 @@ class PartialFed(LocalSGD):
     class Config(LocalSGD.Config):
         loading: Literal["adaptive", "fixed"] = "adaptive"  # how layers to keep are chosen
         keep_layers: tuple[str, ...] = ("batch-norm",)  # fixed: names of layers, or batch-norm
-        gate_steps: int = 5  # adaptive: batches for the gates a round, >= 1
-        gate_lr: float = 1.0  # adaptive: rate of the gates, > 0
-        temperature: float = 1.0  # adaptive: tau, > 0; small values make choices hard
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.gate_steps >= 1, "gate_steps must be >= 1", self.gate_steps)
-            for name in ("gate_lr", "temperature"):
-                value = getattr(self, name)
-                check(0 < value < float("inf"), f"{name} must be > 0 and finite", value)
+        gate_steps: Count = 5  # adaptive: batches for the gates a round
+        gate_lr: Positive = 1.0  # adaptive: rate of the gates
+        temperature: Positive = 1.0  # adaptive: tau; small values make choices hard
 
     def init_state(self, ctx: ClientContext) -> State:
         count = len(_layers(ctx.initial))

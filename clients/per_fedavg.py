@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedsim import rng as streams
 from fedsim.client import Client, ClientContext, Tree, Update
+from fedsim.config.ranges import CheckedConfig, Count, NonNegative, NonNegativeInt, Positive
 from fedsim.data.views import ClientData
-from fedsim.errors import check
 from fedsim.evaluate.metric_names import named_scores
 from fedsim.evaluate.scoring import score
 from fedsim.params import FlatModel
@@ -28,24 +28,15 @@ class PerFedAvg(Client):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(CheckedConfig):
         variant: Literal["fo", "hf"] = "hf"  # first order, or Hessian-free second order
-        epochs: int = 1  # passes over the training samples, counted on one of the batches, >= 1
-        steps: int | None = None  # if given: steps instead of epochs, >= 1
-        batch_size: int = 32  # >= 1
-        lr: float = 0.1  # beta, rate of the meta-gradient, > 0
-        inner_lr: float = 0.01  # alpha, rate of the inner step and of adaptation, >= 0
-        delta: float = 1e-3  # width of the difference that stands for the Hessian, > 0
-        adapt_steps: int = 1  # batches of adaptation before the personal evaluation, >= 0
-
-        def __post_init__(self) -> None:
-            check(self.epochs >= 1, "epochs must be >= 1", self.epochs)
-            check(self.steps is None or self.steps >= 1, "steps must be >= 1", self.steps)
-            check(self.batch_size >= 1, "batch_size must be >= 1", self.batch_size)
-            check(0 < self.lr < float("inf"), "lr must be > 0 and finite", self.lr)
-            check(0 <= self.inner_lr < float("inf"), "inner_lr must be >= 0", self.inner_lr)
-            check(0 < self.delta < float("inf"), "delta must be > 0 and finite", self.delta)
-            check(self.adapt_steps >= 0, "adapt_steps must be >= 0", self.adapt_steps)
+        epochs: Count = 1  # passes over the training samples, counted on one of the batches
+        steps: Count | None = None  # if given: steps instead of epochs
+        batch_size: Count = 32
+        lr: Positive = 0.1  # beta, rate of the meta-gradient
+        inner_lr: NonNegative = 0.01  # alpha, rate of the inner step and of adaptation
+        delta: Positive = 1e-3  # width of the difference that stands for the Hessian
+        adapt_steps: NonNegativeInt = 1  # batches of adaptation before the personal evaluation
 
     def train(
         self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.client import Client, ClientContext, Tree, Update
+from fedsim.config.ranges import CheckedConfig, Count, Positive
 from fedsim.data.views import ClientData
 from fedsim.errors import check
 from fedsim.params import Params
@@ -28,23 +29,17 @@ class PFedMe(Client):
     personal = True
 
     @dataclass(frozen=True)
-    class Config:
-        epochs: int = 1  # passes over the client's training samples, >= 1
-        steps: int | None = None  # if given: batches instead of epochs, >= 1
-        batch_size: int = 32  # >= 1; the last batch of an epoch may be smaller
-        lr: float = 0.05  # > 0, rate of the steps on theta
-        inner_steps: int = 5  # K, steps on theta a batch, >= 1
-        lam: float = 15.0  # lambda, pull of theta to w, > 0; lr * lam < 2 or the steps diverge
-        outer_lr: float = 0.05  # eta, rate of the step on w, > 0; eta * lam = 1 puts w on theta
+    class Config(CheckedConfig):
+        epochs: Count = 1  # passes over the client's training samples
+        steps: Count | None = None  # if given: batches instead of epochs
+        batch_size: Count = 32  # the last batch of an epoch may be smaller
+        lr: Positive = 0.05  # rate of the steps on theta
+        inner_steps: Count = 5  # K, steps on theta a batch
+        lam: Positive = 15.0  # lambda, pull of theta to w; lr * lam < 2 or the steps diverge
+        outer_lr: Positive = 0.05  # eta, rate of the step on w; eta * lam = 1 puts w on theta
 
         def __post_init__(self) -> None:
-            check(self.epochs >= 1, "epochs must be >= 1", self.epochs)
-            check(self.steps is None or self.steps >= 1, "steps must be >= 1", self.steps)
-            check(self.batch_size >= 1, "batch_size must be >= 1", self.batch_size)
-            check(self.inner_steps >= 1, "inner_steps must be >= 1", self.inner_steps)
-            for name in ("lr", "lam", "outer_lr"):
-                value = getattr(self, name)
-                check(0 < value < float("inf"), f"{name} must be > 0 and finite", value)
+            super().__post_init__()
             check(self.lr * self.lam < 2, "lr * lam must be < 2", self.lr * self.lam)
 
     def init_state(self, ctx: ClientContext) -> State:

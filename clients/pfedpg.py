@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from fedsim import rng as streams
 from fedsim.client import ClientContext, Tree
+from fedsim.config.ranges import Count, NonNegative, NonNegativeInt, Positive, ProperFraction
 from fedsim.data.views import ClientData
-from fedsim.errors import check
 from fedsim.evaluate.metric_names import named_scores
 from fedsim.evaluate.scoring import score
 from fedsim.params import Params
@@ -34,17 +34,12 @@ class PFedPG(LocalSGD):
 
     @dataclass(frozen=True)
     class Config(LocalSGD.Config):
-        epochs: int = 5
-        batch_size: int = 64
-        lr: float = 0.25
-        momentum: float = 0.9  # not stated in the paper; that of the VPT code
-        weight_decay: float = 0.001
-        adapt_epochs: int | None = None  # before the personal evaluation, >= 0; `epochs` if null
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            epochs = self.adapt_epochs
-            check(epochs is None or epochs >= 0, "adapt_epochs must be >= 0", epochs)
+        epochs: Count = 5
+        batch_size: Count = 64
+        lr: Positive = 0.25
+        momentum: ProperFraction = 0.9  # not stated in the paper; that of the VPT code
+        weight_decay: NonNegative = 0.001
+        adapt_epochs: NonNegativeInt | None = None  # before personal evaluation; `epochs` if null
 
     def init_state(self, ctx: ClientContext) -> State:
         return {"head": ctx.initial.only(in_head)}

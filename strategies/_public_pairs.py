@@ -7,7 +7,6 @@ the optimiser's moments are passed in and returned.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim import rng
+from fedsim.config.ranges import CheckedConfig, Count, NonNegative, Positive, ProperFraction
 from fedsim.data.views import View
-from fedsim.errors import InputError, check
+from fedsim.errors import InputError
 from fedsim.evaluate.retrieval import embedded, tokens_of
 from fedsim.models.image_text import ImageText, RetrievalLoss, retrieval_loss
 from fedsim.params import Params
@@ -29,27 +29,19 @@ from fedsim.training.optimisers import Name, Optimiser, OptimiserState, cosine_r
 
 
 @dataclass(frozen=True)
-class PublicConfig:
+class PublicConfig(CheckedConfig):
     """Options of a server's training on public pairs."""
 
-    lr: float = 2e-4  # > 0
+    lr: Positive = 2e-4
     schedule: Literal["cosine", "constant"] = "cosine"  # of the rate over the rounds
     optimiser: Name = "adamp"
-    momentum: float = 0.0  # of sgd, [0, 1)
-    weight_decay: float = 0.0  # >= 0
-    clip_norm: float | None = 2.0  # > 0, bound on the gradient's norm
-    batch_size: int = 128  # of training, >= 1
-    embed_batch_size: int = 256  # where there is no gradient, >= 1
+    momentum: ProperFraction = 0.0  # of sgd
+    weight_decay: NonNegative = 0.0
+    clip_norm: Positive | None = 2.0  # bound on the gradient's norm
+    batch_size: Count = 128  # of training
+    embed_batch_size: Count = 256  # where there is no gradient
     retrieval_loss: RetrievalLoss = "pcme"
-    temperature: float | None = None  # of infonce, > 0; learnt if null
-
-    def __post_init__(self) -> None:
-        check(0 < self.lr < math.inf, "lr must be > 0 and finite", self.lr)
-        for name in ("batch_size", "embed_batch_size"):
-            check(getattr(self, name) >= 1, f"{name} must be >= 1", getattr(self, name))
-        given = self.temperature
-        check(given is None or 0 < given < math.inf, "temperature must be > 0", given)
-        self.steps()
+    temperature: Positive | None = None  # of infonce; learnt if null
 
     def steps(self) -> Optimiser:
         """Return the optimiser."""

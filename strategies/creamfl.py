@@ -22,7 +22,6 @@ selective (FedGEMS: the server's own representation where it retrieves the right
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client import Metrics, Tree, Update
+from fedsim.config.ranges import NonNegative, Positive
 from fedsim.errors import check
 from fedsim.maths.contrastive import best_matches, matches, mean_of_weighted, spreads
 from fedsim.params import Params
@@ -62,20 +62,13 @@ class CreamFL(Strategy):
     @dataclass(frozen=True)
     class Config(PublicConfig):
         aggregation: Aggregation = "gca"
-        kd_weight: float = 0.6  # w, >= 0; 0 trains the server on the public pairs alone
+        kd_weight: NonNegative = 0.6  # w; 0 trains the server on the public pairs alone
         kd_reduction: Literal["mse", "l2"] = "mse"  # l2: unsquared distances
-        gca_tau: float = 1.0  # > 0
+        gca_tau: Positive = 1.0
         gca_exclude_self: bool = False  # leaves j = k out of the denominator
-        diversity: float = 0.0  # FedET: weight of the mean over clients that disagree, >= 0
+        diversity: NonNegative = 0.0  # FedET: weight of the mean over clients that disagree
         # What clients get: the server's representations, or the last targets (FedMD).
         shares: Literal["server", "consensus"] = "server"
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            for name in ("kd_weight", "diversity"):
-                value = getattr(self, name)
-                check(0 <= value < math.inf, f"{name} must be >= 0 and finite", value)
-            check(0 < self.gca_tau < math.inf, "gca_tau must be > 0 and finite", self.gca_tau)
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         check_pairs(params, ctx, "creamfl")

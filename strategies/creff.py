@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.client import Metrics, Update
-from fedsim.errors import check
+from fedsim.config.ranges import CheckedConfig, Count, NonNegativeInt, Positive
 from fedsim.params import Params
 from fedsim.strategy import ServerContext, Strategy, mean_update
 
@@ -42,22 +42,12 @@ class CReFF(Strategy):
     needs = frozenset({"model", "gradients", "present"})
 
     @dataclass(frozen=True)
-    class Config:
-        features_per_class: int = 100  # >= 1
-        match_steps: int = 100  # steps on the features a round, >= 0
-        match_lr: float = 1.0  # rate of a class's features, > 0; small rates need many rounds
-        retrain_steps: int = 300  # steps on the head a round, >= 0
-        retrain_lr: float = 0.1  # > 0
-
-        def __post_init__(self) -> None:
-            for name in ("match_steps", "retrain_steps"):
-                value = getattr(self, name)
-                check(value >= 0, f"{name} must be >= 0", value)
-            for name in ("match_lr", "retrain_lr"):
-                value = getattr(self, name)
-                check(0 < value < float("inf"), f"{name} must be > 0 and finite", value)
-            per_class = self.features_per_class
-            check(per_class >= 1, "features_per_class must be >= 1", per_class)
+    class Config(CheckedConfig):
+        features_per_class: Count = 100
+        match_steps: NonNegativeInt = 100  # steps on the features a round
+        match_lr: Positive = 1.0  # rate of a class's features; small rates need many rounds
+        retrain_steps: NonNegativeInt = 300  # steps on the head a round
+        retrain_lr: Positive = 0.1
 
     def init(self, params: Params, ctx: ServerContext) -> State:
         weight, bias = params["head.weight"].clone(), params["head.bias"].clone()

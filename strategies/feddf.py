@@ -14,7 +14,6 @@ model, or one for each of the kind's architectures; weights travel within a part
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fedsim.client import Metrics, Update
-from fedsim.errors import check
+from fedsim.config.ranges import Positive
 from fedsim.models.image_text import in_encoder
 from fedsim.params import Params
 from fedsim.params.trees import weighted_mean
@@ -46,13 +45,8 @@ class FedDF(Strategy):
 
     @dataclass(frozen=True)
     class Config(PublicConfig):
-        kd_weight: float = 0.6  # of each modality, > 0
+        kd_weight: Positive = 0.6  # of each modality
         kd_reduction: Literal["mse", "l2"] = "mse"  # l2: unsquared distances
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            weight = self.kd_weight
-            check(0 < weight < math.inf, "kd_weight must be > 0 and finite", weight)
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         check_pairs(params, ctx, "feddf")

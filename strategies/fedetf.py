@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client import Metrics, Tree, Update
-from fedsim.errors import check
+from fedsim.config.ranges import CheckedConfig, Positive
 from fedsim.maths.etf import check_etf, sparse_etf
 from fedsim.maths.heads import BIAS, WEIGHT, check_head
 from fedsim.params import Params
@@ -44,15 +44,10 @@ class FedETF(Strategy):
     needs = frozenset({"model", "feature"})
 
     @dataclass(frozen=True)
-    class Config:
-        gamma: float = 1.0  # row norm of S, > 0
+    class Config(CheckedConfig):
+        gamma: Positive = 1.0  # row norm of S
         projection: bool = True  # a linear layer d -> d between the body and S
-        temperature: float = 10.0  # tau before round 1, > 0; the authors' CNN for CIFAR-10
-
-        def __post_init__(self) -> None:
-            check(0 < self.gamma < float("inf"), "gamma must be > 0 and finite", self.gamma)
-            tau = self.temperature
-            check(0 < tau < float("inf"), "temperature must be > 0 and finite", tau)
+        temperature: Positive = 10.0  # tau before round 1; the authors' CNN for CIFAR-10
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         check_head(params, ctx.num_classes, "fedetf")

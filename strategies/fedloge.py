@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 
 from fedsim.client import Tree
-from fedsim.errors import check
+from fedsim.config.ranges import CheckedConfig, Positive, ProperFraction
 from fedsim.maths.etf import check_etf, sparse_etf
 from fedsim.maths.heads import BIAS, WEIGHT, RealignBias, check_head, realigned
 from fedsim.params import Params
@@ -37,20 +37,14 @@ class FedLoGe(FedAvg):
     sends = frozenset({"model", "etf", "realign"})
 
     @dataclass(frozen=True)
-    class Config:
-        beta: float = 0.6  # share of zeros in S, [0, 1); 0 is the dense simplex ETF
-        gamma: float = 0.1  # row norm of S, > 0; small is slow at first, 1 serves some 100 rounds
-        realign_scale: float = 1.7  # row norm of psi', > 0; matters against the bias alone
+    class Config(CheckedConfig):
+        beta: ProperFraction = 0.6  # share of zeros in S; 0 is the dense simplex ETF
+        gamma: Positive = 0.1  # row norm of S; small is slow at first, 1 serves some 100 rounds
+        realign_scale: Positive = 1.7  # row norm of psi'; matters against the bias alone
         realign_bias: RealignBias = "keep"  # of psi', or "drop"
         paper_schedule: bool = False  # build S as the authors' code: 10,000 steps, no rescaling
         backbone: Literal["etf", "auxiliary"] = "etf"  # the head that trains the body: S or psi
         score_etf: bool = False  # also score S z, as generic-etf
-
-        def __post_init__(self) -> None:
-            check(0 <= self.beta < 1, "beta must be in [0, 1)", self.beta)
-            check(0 < self.gamma < float("inf"), "gamma must be > 0 and finite", self.gamma)
-            scale = self.realign_scale
-            check(0 < scale < float("inf"), "realign_scale must be > 0 and finite", scale)
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         check_head(params, ctx.num_classes, "fedloge")

@@ -23,7 +23,16 @@ import torch
 from torch import Tensor
 
 from fedsim.client import ClientContext, Metrics, Tree, Update
-from fedsim.errors import InputError, check
+from fedsim.config.ranges import (
+    CheckedConfig,
+    Count,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveFraction,
+    ProperFraction,
+)
+from fedsim.errors import InputError
 from fedsim.maths.orthogonality import Orthogonality, Sides
 from fedsim.params import Params
 from fedsim.params.filters import in_backbone
@@ -48,27 +57,20 @@ class FedSTO(Strategy):
     sends = frozenset({"model", "fixed", "lam", "sides", "penalised"})
 
     @dataclass(frozen=True)
-    class Config:
-        warm_up_rounds: int = 50  # T0, rounds in which the server trains alone, >= 0
-        stage1_rounds: int = 100  # T1, rounds in which clients train the backbone only, >= 0
+    class Config(CheckedConfig):
+        warm_up_rounds: NonNegativeInt = 50  # T0, rounds in which the server trains alone
+        stage1_rounds: NonNegativeInt = 100  # T1, rounds in which clients train the backbone only
         ortho: Ortho = "srip_min"  # R of stage 2
-        lam: float = 1e-4  # weight of R, >= 0
+        lam: NonNegative = 1e-4  # weight of R
         penalised: Literal["non-backbone", "all"] = "non-backbone"  # whose filters R is of
-        epochs: int = 1  # the server's a round, >= 1
-        steps: int | None = None  # if given: the server's batches instead of epochs, >= 1
-        batch_size: int = 32  # the server's, >= 1
-        lr: float = 0.01  # > 0
-        lr_decay: float = 1.0  # the rate of round t is lr * lr_decay ** (t - 1), (0, 1]
-        momentum: float = 0.937  # [0, 1)
-        weight_decay: float = 5e-4  # >= 0
-        clip_norm: float | None = None  # > 0, bound on the gradient's norm
-
-        def __post_init__(self) -> None:
-            for name in ("warm_up_rounds", "stage1_rounds"):
-                value = getattr(self, name)
-                check(value >= 0, f"{name} must be >= 0", value)
-            check(0 <= self.lam < float("inf"), "lam must be >= 0 and finite", self.lam)
-            self.training()
+        epochs: Count = 1  # the server's a round
+        steps: Count | None = None  # if given: the server's batches instead of epochs
+        batch_size: Count = 32  # the server's
+        lr: Positive = 0.01
+        lr_decay: PositiveFraction = 1.0  # the rate of round t is lr * lr_decay ** (t - 1)
+        momentum: ProperFraction = 0.937
+        weight_decay: NonNegative = 5e-4
+        clip_norm: Positive | None = None  # bound on the gradient's norm
 
         def training(self) -> LocalSGD.Config:
             """Return the options of the server's training."""

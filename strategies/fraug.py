@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsim.client import Metrics, Tree, Update
-from fedsim.errors import check
+from fedsim.config.ranges import CheckedConfig, Count, NonNegative
 from fedsim.maths.heads import WEIGHT, check_head
 from fedsim.models.blocks.conditional import generator_network, initial_weights
 from fedsim.params import Params
@@ -40,19 +40,15 @@ class FRAug(Strategy):
     needs = frozenset({"model", "generator"})
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(CheckedConfig):
         # What of BatchNorm stays with the clients: its statistics as in the authors' code (SiloBN),
         # all of it as in the paper's words (FedBN), or nothing. Only fedbn demands some.
         bn_mode: Literal["stats_local", "fedbn", "shared"] = "stats_local"
         generator_bn: Literal["shared", "local"] = "shared"  # the generator's own BatchNorm
-        z_dim: int | None = None  # length of the noise, >= 1; half the features if null
-        gamma: float = 0.01  # speed of the warm-up, >= 0; 0 has none
+        z_dim: Count | None = None  # length of the noise; half the features if null
+        gamma: NonNegative = 0.01  # speed of the warm-up; 0 has none
         # Weight mu of the synthetic loss: min(0.5, rho), 0.5, or min(0.5, 1 - 1 / (gamma t + 1)).
         warm_up: Literal["exponential", "constant", "inverse"] = "exponential"
-
-        def __post_init__(self) -> None:
-            check(self.z_dim is None or self.z_dim >= 1, "z_dim must be >= 1", self.z_dim)
-            check(0 <= self.gamma < math.inf, "gamma must be >= 0 and finite", self.gamma)
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         check_head(params, ctx.num_classes, "fraug")

@@ -12,13 +12,13 @@ the server then trains on the public pairs is ours too: so do the methods it is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedsim.client import Metrics, Tree, Update
-from fedsim.errors import InputError, check
+from fedsim.config.ranges import NonNegativeInt, Positive
+from fedsim.errors import InputError
 from fedsim.models.image_text import PAIRS, SERVER
 from fedsim.params import Params
 from fedsim.params.trees import weighted_mean
@@ -44,14 +44,8 @@ class MultimodalFedAvg(Strategy):
 
     @dataclass(frozen=True)
     class Config(PublicConfig):
-        pairs_weight: float = 1.0  # of clients with pairs, > 0; FedIoT: above 1, such as 10
-        public_epochs: int = 1  # of training on the public pairs, >= 0
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            weight = self.pairs_weight
-            check(0 < weight < math.inf, "pairs_weight must be > 0 and finite", weight)
-            check(self.public_epochs >= 0, "public_epochs must be >= 0", self.public_epochs)
+        pairs_weight: Positive = 1.0  # of clients with pairs; FedIoT: above 1, such as 10
+        public_epochs: NonNegativeInt = 1  # of training on the public pairs
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         check_pairs(params, ctx, "multimodal-fedavg")

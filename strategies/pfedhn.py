@@ -17,7 +17,6 @@ kept, and weights do not decay.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.client import Metrics, Update
-from fedsim.errors import InputError, check
+from fedsim.config.ranges import CheckedConfig, Count, NonNegativeInt, Positive, ProperFraction
+from fedsim.errors import InputError
 from fedsim.params import Params
 from fedsim.params.filters import in_head
 from fedsim.strategy import Payload, ServerContext, Strategy
@@ -47,30 +47,19 @@ class PFedHN(Strategy):
     """A perceptron from a client's vector to its weights; it moves to where clients went."""
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(CheckedConfig):
         head: Literal["generated", "local"] = "generated"  # local: pFedHN-PC
-        lr: float = 0.01  # of the server's step, > 0
-        embedding_lr: float | None = None  # of the clients' vectors, > 0; `lr` if null
+        lr: Positive = 0.01  # of the server's step
+        embedding_lr: Positive | None = None  # of the clients' vectors; `lr` if null
         optimiser: Name = "sgd"
-        momentum: float = 0.9  # of sgd, [0, 1)
-        clip_norm: float | None = 50.0  # bound on the gradient's norm, > 0
-        embedding: int | None = None  # length of v, >= 1; 1 + N // 4 if null
-        hidden: int = 100  # units of a hidden layer, >= 1
-        layers: int = 3  # hidden layers after the first, >= 0
+        momentum: ProperFraction = 0.9  # of sgd
+        clip_norm: Positive | None = 50.0  # bound on the gradient's norm
+        embedding: Count | None = None  # length of v; 1 + N // 4 if null
+        hidden: Count = 100  # units of a hidden layer
+        layers: NonNegativeInt = 3  # hidden layers after the first
         # initial: the output's bias is the initial model and its matrix zero; random: both as
         # torch's linear layers begin, as in the authors' code.
         start: Literal["initial", "random"] = "initial"
-
-        def __post_init__(self) -> None:
-            for name in ("lr", "embedding_lr"):
-                value = getattr(self, name)
-                known = value is None or 0 < value < math.inf
-                check(known, f"{name} must be > 0 and finite", value)
-            Optimiser(self.optimiser, self.momentum, clip_norm=self.clip_norm)
-            length = self.embedding
-            check(length is None or length >= 1, "embedding must be >= 1", length)
-            check(self.hidden >= 1, "hidden must be >= 1", self.hidden)
-            check(self.layers >= 0, "layers must be >= 0", self.layers)
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         if self._made(params).flat.numel() == 0:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsim.client import Metrics, Update
-from fedsim.errors import check
+from fedsim.config.ranges import CheckedConfig, Positive
 from fedsim.params import Params
 from fedsim.strategy import mean_update
 from strategies.fedavg import FedAvg, State
@@ -22,11 +22,8 @@ class PFedMe(FedAvg):
     """Moves the global model a share of the way to the mean of the clients'."""
 
     @dataclass(frozen=True)
-    class Config:
-        beta: float = 1.0  # share of the way, > 0; 1 takes the mean itself
-
-        def __post_init__(self) -> None:
-            check(0 < self.beta < float("inf"), "beta must be > 0 and finite", self.beta)
+    class Config(CheckedConfig):
+        beta: Positive = 1.0  # share of the way; 1 takes the mean itself
 
     def aggregate(self, state: State, updates: Sequence[Update]) -> tuple[State, Metrics]:
         mean: Params = mean_update(updates)["model"]

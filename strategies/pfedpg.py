@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from fedsim.client import Metrics, Update
-from fedsim.errors import InputError, check
+from fedsim.config.ranges import CheckedConfig, Count, Positive, ProperFraction
+from fedsim.errors import InputError
 from fedsim.params import Params
 from fedsim.strategy import Payload, ServerContext, Strategy
 from fedsim.training.optimisers import Name, Optimiser, OptimiserState
@@ -45,18 +46,13 @@ class PFedPG(Strategy):
     needs = frozenset({"prompts"})
 
     @dataclass(frozen=True)
-    class Config:
-        lr: float = 0.001  # of the server's step, > 0
+    class Config(CheckedConfig):
+        lr: Positive = 0.001  # of the server's step
         optimiser: Name = "adam"  # the paper gives the rate only
-        momentum: float = 0.0  # of sgd, [0, 1)
-        clip_norm: float | None = 50.0  # bound on the gradient's norm, > 0, as pFedHN's code has it
-        dim: int | None = None  # l_k = l_v, >= 1; min(512, l) if null
+        momentum: ProperFraction = 0.0  # of sgd
+        clip_norm: Positive | None = 50.0  # bound on the gradient's norm, as pFedHN's code has it
+        dim: Count | None = None  # l_k = l_v; min(512, l) if null
         descriptor_rows: Literal["one", "prompts"] = "one"  # rows of d_n: one for all K, or K
-
-        def __post_init__(self) -> None:
-            check(0 < self.lr < math.inf, "lr must be > 0 and finite", self.lr)
-            check(self.dim is None or self.dim >= 1, "dim must be >= 1", self.dim)
-            Optimiser(self.optimiser, self.momentum, clip_norm=self.clip_norm)
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         if PROMPTS not in params or params[PROMPTS].dim() != 2:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from fedsim.client import Tree, Update
+from fedsim.config.ranges import Positive
 from fedsim.errors import check
 from fedsim.params import Params
 from fedsim.strategy import ServerContext
@@ -40,11 +41,10 @@ class SSFLFedDyn(FedSTO):
     class Config(FedSTO.Config):
         stage1_rounds: int = 0  # must be 0: h is of the whole model
         ortho: Ortho = "none"  # as in fedsto
-        a: float = 0.1  # weight of the regulariser, > 0
+        a: Positive = 0.1  # weight of the regulariser
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check(0 < self.a < float("inf"), "a must be > 0 and finite", self.a)
             check(self.stage1_rounds == 0, "stage1_rounds must be 0", self.stage1_rounds)
 
     def init(self, params: Params, ctx: ServerContext) -> State:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from fedsim.client import Update
+from fedsim.config.ranges import Positive, ProperFraction
 from fedsim.errors import check
 from fedsim.params import Params
 from fedsim.strategy import ServerContext
@@ -42,19 +43,13 @@ class SSFLFedOpt(FedSTO):
         stage1_rounds: int = 0  # must be 0: the moments are of the whole model
         ortho: Ortho = "none"  # as in fedsto
         optimizer: Literal["adam", "yogi", "adagrad"] = "adam"
-        eta: float = 0.01  # server step, > 0
-        beta_1: float = 0.9  # [0, 1)
-        beta_2: float = 0.99  # [0, 1)
-        tau: float = 1e-3  # > 0; large ones make the step that of plain averaging
+        eta: Positive = 0.01  # server step
+        beta_1: ProperFraction = 0.9
+        beta_2: ProperFraction = 0.99
+        tau: Positive = 1e-3  # large ones make the step that of plain averaging
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name in ("eta", "tau"):
-                value = getattr(self, name)
-                check(0 < value < float("inf"), f"{name} must be > 0 and finite", value)
-            for name in ("beta_1", "beta_2"):
-                value = getattr(self, name)
-                check(0 <= value < 1, f"{name} must be in [0, 1)", value)
             check(self.stage1_rounds == 0, "stage1_rounds must be 0", self.stage1_rounds)
 
     def init(self, params: Params, ctx: ServerContext) -> State:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.components.lookup import SECTIONS, resolve
-from fedsim.components.options import REQUIRED, config_class, options, type_name
+from fedsim.components.option_types import type_name
+from fedsim.components.options import REQUIRED, config_class, options
 from fedsim.config.experiment import Experiment, Section
 from fedsim.config.yaml import show
 from fedsim.data.dataset import Card

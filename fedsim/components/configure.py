@@ -1,4 +1,4 @@
-"""Options of components: defaults filled in, values checked, objects made."""
+"""Options of components: defaults written out, values checked, objects made."""
 
 from __future__ import annotations
 
@@ -10,31 +10,44 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.components.lookup import DEFAULT_CLIENT, SECTIONS, resolve, table_of
-from fedsim.components.options import (
-    config_class,
-    nested_items,
-    nested_kind,
-    nested_type,
-    nested_values,
-    options,
-    validate,
-)
+from fedsim.components.option_types import component_kind, is_callable, replace_sections
+from fedsim.components.options import config_class, options, validate
 from fedsim.components.registered import known
 from fedsim.config.experiment import Experiment, Section
+from fedsim.config.nested import Nested
 from fedsim.config.reading import join_problems, load_experiment
 from fedsim.config.references import absolute_reference
 from fedsim.errors import InputError
 
 
-def complete(experiment: Experiment, base: Path | None, label: str = "") -> Experiment:
-    """Return the experiment with all defaults written out, checked against its components.
+def complete(experiment: Experiment, base: Path | None = None, label: str = "") -> Experiment:
+    """Check every component and its options; return the experiment with all defaults written out.
 
-    The participation and evaluation of the experiment also reach a Flower strategy that samples
-    clients itself, unless its own options say otherwise.
+    The client method is named, and ``./file.py`` references become absolute, so that the result
+    means the same wherever it is read from. The participation and evaluation of the experiment
+    also reach a Flower strategy that samples clients itself, unless its own options say otherwise.
+    `label` names the experiment's file in messages.
+
+    Raises:
+        InputError: one message with a line for each problem of any component.
     """
     tree = experiment.model_dump()
     tree["strategy"] = _with_sampling(experiment, tree["strategy"], base)
-    return fill_defaults(load_experiment(tree), base, label)
+    sampled = load_experiment(tree)
+    problems: list[str] = []
+    for kind, key in SECTIONS.items():
+        section: Section = getattr(sampled, key)
+        name = section.name or default_client(experiment.strategy.name)
+        try:
+            filled = _written_out(kind, name, section.options, base, key)
+        except InputError as error:
+            problems += str(error).split("\n")
+            continue
+        platform = {k: tree[key][k] for k in type(section).model_fields}
+        tree[key] = {**platform, **filled}
+    if problems:
+        raise InputError(join_problems(label or experiment.name, problems))
+    return load_experiment(tree)
 
 
 def _with_sampling(
@@ -44,7 +57,7 @@ def _with_sampling(
     try:
         cls = resolve("strategies", section["name"], base)
     except InputError:
-        return section  # said better by fill_defaults, along with other problems
+        return section  # `complete` says it along with other problems
     known = options(cls)
     population = experiment.partition.clients
     evaluation = experiment.evaluation
@@ -94,9 +107,9 @@ def configure(
         name,
         given,
         key,
-        _platform_keys(kind) if key == SECTIONS.get(kind) else ("name",),
-        partial(_nested, base),
-        base,
+        partial(_nested, base, key),
+        platform_keys=_platform_keys(kind) if key == SECTIONS.get(kind) else ("name",),
+        base=base,
     )
     config = config_class(obj)
     if config is None:
@@ -134,85 +147,65 @@ def default_client(strategy: str) -> str:
     return strategy if strategy in table_of("clients") else DEFAULT_CLIENT
 
 
-def fill_defaults(experiment: Experiment, base: Path | None = None, label: str = "") -> Experiment:
-    """Check every component and its options; return the experiment with all defaults written out.
-
-    The client method is named, and ``./file.py`` references become absolute, so that the result
-    means the same wherever it is read from. `label` names the experiment's file in messages.
-
-    Raises:
-        InputError: one message with a line for each problem of any component.
-    """
-    tree = experiment.model_dump()
-    problems: list[str] = []
-    for kind, section in SECTIONS.items():
-        given: Section = getattr(experiment, section)
-        name = given.name or default_client(experiment.strategy.name)
-        try:
-            configured = configure(kind, name, given.options, base, section)
-            filled = _fill(kind, name, given.options, configured, base)
-        except InputError as error:
-            problems += str(error).split("\n")
-            continue
-        platform = {k: tree[section][k] for k in type(given).model_fields}
-        tree[section] = {**platform, **filled}
-    if problems:
-        raise InputError(join_problems(label or experiment.name, problems))
-    return load_experiment(tree)
-
-
-def _fill(
-    kind: str, name: str, given: Mapping[str, Any], configured: Any, base: Path | None
+def _written_out(
+    kind: str,
+    name: str,
+    given: Mapping[str, Any],
+    base: Path | None,
+    key: str | None = None,
 ) -> dict[str, Any]:
     """Return a section with an absolute name and the value of every option a file can hold."""
-    obj = resolve(kind, name, base)
+    obj = resolve(kind, name, base, key and f"{key}.name")
+    configured = configure(kind, name, given, base, key)
+
+    def nested(type_: Any, section: Mapping[str, Any], place: str) -> dict[str, Any]:
+        kind = str(component_kind(type_))
+        return _written_out(kind, section["name"], _without_name(section), base)
+
     entry = known(kind).get(name)
     full = absolute_reference(name, base) if entry is None else entry.reference
     filled: dict[str, Any] = {"name": full, **given}
     for option, (annotation, default) in options(obj).items():
-        if isinstance(configured, dict):
-            value = configured.get(option, default)
-        else:
-            value = getattr(configured, option)
-        nested, listed = nested_kind(nested_type(annotation)), nested_kind(nested_items(annotation))
-        section = given.get(option, getattr(default, "section", None))
-        each = nested_kind(nested_values(annotation))
-        if listed is not None and option not in given and isinstance(default, list | tuple):
-            section = [some.section for some in default]
-        if listed is not None and isinstance(section, list | tuple):
-            filled[option] = [_fill_nested(listed, some, base) for some in section]
-        elif nested is not None and isinstance(section, Mapping):
-            filled[option] = _fill_nested(nested, section, base)
-        elif each is not None and given.get(option) is not None:
-            named = given[option].items()
-            filled[option] = {name: _fill_nested(each, some, base) for name, some in named}
-        elif option in given and callable(value):
+        sections = given.get(option, _sections(default))
+        replaced = replace_sections(sections, annotation, option, nested)
+        if replaced is not sections:
+            filled[option] = replaced
+        elif isinstance(given.get(option), str) and is_callable(annotation):
             filled[option] = absolute_reference(given[option], base)
         else:
+            if isinstance(configured, dict):
+                value = configured.get(option, default)
+            else:
+                value = getattr(configured, option)
             # What a file cannot hold stays as given, or is left to its default.
             with contextlib.suppress(TypeError, ValueError):
                 filled[option] = json.loads(json.dumps(value))
     return filled
 
 
-def _fill_nested(kind: str, section: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
-    rest = {k: v for k, v in section.items() if k != "name"}
-    return _fill(kind, section["name"], rest, configure(kind, section["name"], rest, base), base)
+def _sections(default: Any) -> Any:
+    """Return an option's default with the components in it as an experiment file holds them."""
+    if isinstance(default, Nested):
+        return default.section
+    if isinstance(default, list | tuple):
+        return [_sections(item) for item in default]
+    return default
 
 
 def _nested(
-    base: Path | None, annotation: Any, kind: str, section: Mapping[str, Any], key: str, option: str
+    base: Path | None, key: str, annotation: Any, section: Mapping[str, Any], option: str
 ) -> Any:
     """Return the component of the nested section `key.option` as a value of type `annotation`."""
-    name, at = section["name"], f"{key}.{option}"
-    if kind == "runs":
-        return annotation(name)
-    rest = {k: v for k, v in section.items() if k != "name"}
-    obj = resolve(kind, name, base, f"{at}.name")
-    configured = configure(kind, name, rest, base, at)
+    kind, name, place = str(component_kind(annotation)), section["name"], f"{key}.{option}"
+    obj = resolve(kind, name, base, f"{place}.name")
+    configured = configure(kind, name, _without_name(section), base, place)
     if kind == "strategies":
-        return instantiate(obj, configured, at)
+        return instantiate(obj, configured, place)
     return annotation(name, obj, configured, option)
+
+
+def _without_name(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != "name"}
 
 
 def _with_key(message: str, key: str, known: set[str]) -> str:

@@ -19,8 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.client import Client, ClientContext, GroupUpdate, Task, Tree, Update
+from fedsim.config.ranges import (
+    CheckedConfig,
+    Count,
+    NonNegative,
+    Positive,
+    PositiveFraction,
+    ProperFraction,
+)
 from fedsim.data.views import ClientData, View, view_for
-from fedsim.errors import InputError, check
+from fedsim.errors import InputError
 from fedsim.params import Params, Rows
 from fedsim.training import losses
 from fedsim.training.client_groups import Batch, GroupFit, Orders
@@ -78,38 +86,19 @@ class LocalSGD(Client):
     """
 
     @dataclass(frozen=True)
-    class Config:
-        epochs: int = 1  # passes over the client's training samples, >= 1
-        steps: int | None = None  # if given: batches instead of epochs, >= 1
-        batch_size: int = 32  # >= 1; the last batch of an epoch may be smaller
-        lr: float = 0.1  # > 0
-        lr_decay: float = 1.0  # the rate of round t is lr * lr_decay ** (t - 1), (0, 1]
-        momentum: float = 0.0  # [0, 1)
-        weight_decay: float = 0.0  # >= 0, added to the gradient
-        clip_norm: float | None = None  # > 0, bound on the gradient's norm
+    class Config(CheckedConfig):
+        epochs: Count = 1  # passes over the client's training samples
+        steps: Count | None = None  # if given: batches instead of epochs
+        batch_size: Count = 32  # the last batch of an epoch may be smaller
+        lr: Positive = 0.1
+        lr_decay: PositiveFraction = 1.0  # the rate of round t is lr * lr_decay ** (t - 1)
+        momentum: ProperFraction = 0.0
+        weight_decay: NonNegative = 0.0  # added to the gradient
+        clip_norm: Positive | None = None  # bound on the gradient's norm
         loss: losses.Name = "cross-entropy"  # which classes weigh how much
-        tau: float = 1.0  # balanced-softmax, fedlc: strength of the correction, >= 0
-        focal_gamma: float = 2.0  # focal: how much easy samples are played down, >= 0
+        tau: NonNegative = 1.0  # balanced-softmax, fedlc: strength of the correction
+        focal_gamma: NonNegative = 2.0  # focal: how much easy samples are played down
         vectorise: bool | Literal["auto"] = "auto"  # several clients in one kernel
-
-        def __post_init__(self) -> None:
-            for name in ("epochs", "steps", "batch_size"):
-                count = getattr(self, name)
-                if count is not None:
-                    check(count >= 1, f"{name} must be >= 1", count)
-                    check(count < 2**31, f"{name} must be below 2**31", count)
-            check(0 < self.lr < float("inf"), "lr must be > 0 and finite", self.lr)
-            check(0 < self.lr_decay <= 1, "lr_decay must be in (0, 1]", self.lr_decay)
-            check(0 <= self.momentum < 1, "momentum must be in [0, 1)", self.momentum)
-            check(self.weight_decay >= 0, "weight_decay must be >= 0", self.weight_decay)
-            check(
-                self.clip_norm is None or self.clip_norm > 0,
-                "clip_norm must be > 0",
-                self.clip_norm,
-            )
-            for name in ("tau", "focal_gamma"):
-                value = getattr(self, name)
-                check(0 <= value < float("inf"), f"{name} must be >= 0 and finite", value)
 
     HOOKS: ClassVar[tuple[str, ...]] = (
         "train", "start", "extra", "fit", "prepare", "batches", "loss", "criterion", "gradient",

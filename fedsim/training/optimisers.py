@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedsim.errors import check
+from fedsim.config.ranges import CheckedConfig, NonNegative, Positive, ProperFraction
 
 Name = Literal["sgd", "adam", "adamp"]
 
@@ -32,19 +32,13 @@ OptimiserState = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Optimiser:
+class Optimiser(CheckedConfig):
     """A rule for steps; `momentum` is of sgd alone."""
 
     name: Name = "sgd"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        check(0 <= self.momentum < 1, "momentum must be in [0, 1)", self.momentum)
-        decay, clip = self.weight_decay, self.clip_norm
-        check(0 <= decay < math.inf, "weight_decay must be >= 0 and finite", decay)
-        check(clip is None or clip > 0, "clip_norm must be > 0", clip)
+    momentum: ProperFraction = 0.0
+    weight_decay: NonNegative = 0.0
+    clip_norm: Positive | None = None
 
     @torch.no_grad()
     def step(

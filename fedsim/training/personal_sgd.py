@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from fedsim import rng as streams
 from fedsim.client import ClientContext, Tree
+from fedsim.config.ranges import NonNegativeInt
 from fedsim.data.views import ClientData
-from fedsim.errors import check
 from fedsim.evaluate.metric_names import named_scores
 from fedsim.evaluate.scoring import score
 from fedsim.params import Params
@@ -37,11 +37,7 @@ class PersonalSGD(LocalSGD):
 
     @dataclass(frozen=True)
     class Config(LocalSGD.Config):
-        adapt_epochs: int = 0  # before a second personal evaluation, >= 0
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.adapt_epochs >= 0, "adapt_epochs must be >= 0", self.adapt_epochs)
+        adapt_epochs: NonNegativeInt = 0  # before a second personal evaluation
 
     def init_state(self, ctx: ClientContext) -> State:
         return {}

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import pytest
 
 from fedsim.components import lookup
-from fedsim.components.configure import configure, default_client, instantiate
-from fedsim.components.configure import fill_defaults as complete
+from fedsim.components.configure import complete, configure, default_client, instantiate
 from fedsim.components.lookup import KINDS, names, resolve
-from fedsim.components.options import options, type_name
+from fedsim.components.option_types import type_name
+from fedsim.components.options import options
 from fedsim.config.reading import load_experiment, to_yaml
 from fedsim.config.references import load_file
 from fedsim.errors import InputError

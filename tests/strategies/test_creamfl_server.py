@@ -325,7 +325,7 @@ def test_what_it_needs_is_said_before_the_first_round(tmp_path: Path) -> None:
         ("client", {"inter": False, "intra": False}, "inter must be true"),
         ("client", {"temperature": 0.0}, "temperature must be > 0"),
         ("client", {"lcr_mode": "both"}, "lcr_mode"),
-        ("client", {"lr_drops": [3, 0]}, "lr_drops must be rounds, each >= 1"),
+        ("client", {"lr_drops": [3, 0]}, "lr_drops must be a list, each >= 1"),
     ],
 )
 def test_bad_options(section: str, options: dict[str, Any], text: str, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 
 from fedsim.data.cache import Built, Stream, cached_arrays
 from fedsim.data.dataset import Card, Dataset, Split
-from fedsim.data.datasets._nested import Source
 from fedsim.data.images import Fit, resize_images
 from fedsim.data.loaders.texts import pack_vocabulary, split_of, unpack_vocabulary
+from fedsim.data.nested import Source
 from fedsim.data.sources import track
 from fedsim.data.tokens import END, build_vocabulary, encode
 from fedsim.errors import InputError, check

@@ -1,59 +1,41 @@
-"""Calling a model's function, also where it is an option of another model's:
-``image: {name: cnn, channels: [16, 32]}``.
-"""
+"""Models as options, ``image: {name: cnn}``, and the call of a model's function."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
+from fedsim.config.nested import FromText, Nested
 from fedsim.data.dataset import Card
 from fedsim.errors import InputError
 
 
-@dataclass(frozen=True)
-class Model:
-    """A named model and its options, called as ``tower(input_shape, num_classes, card)``.
-
-    An option annotated with this type is a section of its own in an experiment file; its default
-    is such an object too. `option` is its key in the section, such as image.1.
-    """
+@dataclass(frozen=True, repr=False)
+class Model(Nested):
+    """A model as an option of another one, called as ``tower(input_shape, num_classes, card)``."""
 
     component_kind: ClassVar[str] = "models"
-
-    name: str
-    function: Callable[..., nn.Module]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    option: str = ""
-
-    @property
-    def section(self) -> dict[str, Any]:
-        """The name and options as an experiment file holds them."""
-        return {"name": self.name, **self.options}
-
-    def __repr__(self) -> str:
-        return "{" + ", ".join(f"{k}: {v}" for k, v in self.section.items()) + "}"
 
     def __call__(
         self, input_shape: tuple[int, ...], num_classes: int, card: Card | None = None
     ) -> nn.Module:
-        """Return the model.
+        """Build the model.
 
         Raises:
-            InputError: whatever the model refuses, with the option's name before it.
+            InputError: whatever the model refuses, with the option's key before it.
         """
         try:
-            made: nn.Module = call_model(
+            module: nn.Module = call_model(
                 self.function, input_shape, num_classes, card, self.options
             )
-            return made
+            return module
         except InputError as error:
-            where = f"model.{self.option}" if self.option else f"model {self.name!r}"
-            raise InputError(f"{where}: {error}") from error
+            place = f"model.{self.option}" if self.option else f"model {self.name!r}"
+            raise InputError(f"{place}: {error}") from error
 
 
 class Trained(NamedTuple):
@@ -66,19 +48,16 @@ class Trained(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """The final model of a finished run, called as ``towers()``.
+class TrainedModel(FromText):
+    """The final model of a finished run as an option, given as the run's folder."""
 
-    An option annotated with this type is the run's folder in an experiment file.
-    """
-
-    component_kind: ClassVar[str] = "runs"
+    words: ClassVar[str] = "the folder of a finished run"
 
     folder: str
     load: Callable[[str], Trained] | None = None  # set by what builds the model
 
     def __call__(self) -> Trained:
-        """Return the model.
+        """Load the model.
 
         Raises:
             InputError: there is no such run, or it has left no whole model.
@@ -95,11 +74,11 @@ def call_model(
     card: Card | None,
     options: Mapping[str, Any],
 ) -> Any:
-    """Return what a model's function makes, given the card where it has a place for one."""
-    about: tuple[Any, ...] = (input_shape, num_classes)
-    if _num_positional(function) > len(about):
-        about += (card,)
-    return function(*about, **options)
+    """Call a model's function, with the card if it has a third positional parameter."""
+    arguments: tuple[Any, ...] = (input_shape, num_classes)
+    if _num_positional(function) > len(arguments):
+        arguments += (card,)
+    return function(*arguments, **options)
 
 
 def _num_positional(function: Callable[..., Any]) -> int:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from fedsim.cli.show import show_component
-from fedsim.components.configure import configure
-from fedsim.components.configure import fill_defaults as complete
+from fedsim.components.configure import complete, configure
 from fedsim.config.reading import load_experiment, to_yaml
 from fedsim.data.nested import Partition
 from fedsim.data.partition import Assignment, build_manifest
