@@ -19,7 +19,8 @@ from fedsim.config.reading import load_experiment
 from fedsim.data.augment import Augmentation
 from fedsim.data.dataset import Card, Dataset, Samples
 from fedsim.data.local_tests import add_local_tests
-from fedsim.data.partition import Assignment, Manifest, build_manifest
+from fedsim.data.nested import check_assignment
+from fedsim.data.partition import Manifest, build_manifest
 from fedsim.data.subsets import long_tail_rows, share_rows
 from fedsim.errors import InputError
 from fedsim.models.blocks.nested import Trained, TrainedModel, call_model
@@ -102,22 +103,16 @@ def build_partition(experiment: Experiment, dataset: Dataset) -> Manifest:
     samples = Samples.of(dataset, rows)
     with _named("partition", options):
         assignment = function(samples, section.clients, generator, **options)
-    if not isinstance(assignment, Assignment):
-        raise InputError(
-            f"partition.name {section.name!r} must return a fedsim Assignment, got "
-            f"{type(assignment).__name__}"
-        )
-    if assignment.num_clients != section.clients:
-        raise InputError(
-            f"partition.name {section.name!r} made {assignment.num_clients} clients, "
-            f"partition.clients is {section.clients}"
-        )
     whole = isinstance(assignment, Manifest)
     available = len(dataset.train) if whole else len(samples)
-    _check_rows(section.name, assignment.indices, available, dataset.name)
-    _check_rows(section.name, assignment.server, available, dataset.name)
+    check_assignment(assignment, f"partition.name {section.name!r}", section.clients, available)
     if isinstance(assignment, Manifest):
-        _check_rows(section.name, assignment.test_indices, len(dataset.test), dataset.name)
+        highest = int(assignment.test_indices.max(initial=-1))
+        if highest >= len(dataset.test):
+            raise InputError(
+                f"partition.name {section.name!r} must refer to the {len(dataset.test)} test "
+                f"samples of {dataset.name}, got {highest}"
+            )
         return assignment
     if rows is not None:
         assignment = assignment.on_rows(rows)
@@ -128,13 +123,6 @@ def build_partition(experiment: Experiment, dataset: Dataset) -> Manifest:
         return manifest
     generator = rng.numpy_generator(experiment.seed, "local-tests")
     return add_local_tests(manifest, dataset, section.test, generator)
-
-
-def _check_rows(name: str, rows: np.ndarray, available: int, dataset: str) -> None:
-    if len(rows) and int(rows.max()) >= available:
-        raise InputError(
-            f"partition.name {name!r} refers to sample {int(rows.max())}, {dataset} has {available}"
-        )
 
 
 def build_augment(experiment: Experiment) -> Augmentation | None:

@@ -193,15 +193,15 @@ def _sections(default: Any) -> Any:
 
 
 def _nested(
-    base: Path | None, key: str, annotation: Any, section: Mapping[str, Any], option: str
+    base: Path | None, key: str, annotation: Any, section: Mapping[str, Any], place: str
 ) -> Any:
-    """Return the component of the nested section `key.option` as a value of type `annotation`."""
-    kind, name, place = str(component_kind(annotation)), section["name"], f"{key}.{option}"
+    """Return the component of a section at `place`, below `key`, as a value of its type."""
+    kind, name = str(component_kind(annotation)), section["name"]
     obj = resolve(kind, name, base, f"{place}.name")
     configured = configure(kind, name, _without_name(section), base, place)
     if kind == "strategies":
         return instantiate(obj, configured, place)
-    return annotation(name, obj, configured, option)
+    return annotation(name, obj, configured, place.removeprefix(f"{key}."))
 
 
 def _without_name(section: Mapping[str, Any]) -> dict[str, Any]:

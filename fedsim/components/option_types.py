@@ -6,7 +6,7 @@ import collections.abc
 import re
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from fedsim.config.nested import FromText
 from fedsim.config.ranges import Range, is_union
@@ -22,6 +22,7 @@ _EXAMPLES = {
     "models": ("model", "cnn"),
 }
 """Kind -> how a message calls a component of it, and the name of one."""
+_LISTS = (list, tuple, collections.abc.Sequence)
 _MAPPINGS = (dict, collections.abc.Mapping)
 _SIMPLE: dict[Any, str] = {
     int: "a whole number",
@@ -50,7 +51,7 @@ def words(annotation: Any) -> str:
         return " or ".join(map(words, arguments))
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)}: {', '.join(map(words, arguments))}"
-    if origin in (list, tuple, set, frozenset, collections.abc.Sequence) and arguments:
+    if origin in (*_LISTS, set, frozenset) and arguments:
         return f"a list, each {words(arguments[0])}"
     if origin in _MAPPINGS:
         return "a mapping"
@@ -92,10 +93,9 @@ def is_callable(annotation: Any) -> bool:
 
 def text_type(annotation: Any) -> type[FromText] | None:
     """Return the type of options that are made from a string, None if it is another one."""
-    for member in _members(annotation):
-        if isinstance(member, type) and issubclass(member, FromText):
-            return member
-    return None
+    members = get_args(annotation) if is_union(annotation) else (annotation,)
+    classes = (member for member in members if isinstance(member, type))
+    return next((cls for cls in classes if issubclass(cls, FromText)), None)
 
 
 def component_kind(annotation: Any) -> str | None:
@@ -112,72 +112,55 @@ def replace_sections(value: Any, annotation: Any, key: str, replace: Replace) ->
     """Return an option's value with its sections, ``{name: ...}``, replaced; lists become tuples.
 
     Where the type names no component, or null is allowed and given, that is the value itself.
-    In a union with other types only a mapping is a section.
 
     Raises:
         InputError: a section is not a mapping with a name.
     """
-    if value is None and type(None) in get_args(annotation):
+    if not _names_components(annotation):
         return value
-    types = _component_types(annotation)
-    if types.item is not None and isinstance(value, list | tuple):
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if is_union(annotation):
+        if value is None and type(None) in arguments:
+            return value
+        members = [member for member in arguments if member is not type(None)]
+        fitting = [m for m in members if _names_components(m) and _has_shape(value, m)]
+        if not fitting and all(map(_names_components, members)):
+            fitting = members
+        return replace_sections(value, fitting[0], key, replace) if fitting else value
+    if origin in _LISTS:
+        if not isinstance(value, list | tuple):
+            return value
+        places = (f"{key}.{place}" for place in range(len(value)))
         return tuple(
-            _replace(item, types.item, f"{key}.{place}", replace)
-            for place, item in enumerate(value)
+            replace_sections(item, arguments[0], place, replace)
+            for item, place in zip(value, places, strict=True)
         )
-    if types.single is not None and (isinstance(value, Mapping) or types.alone):
-        return _replace(value, types.single, key, replace)
-    if types.value is not None:
+    what, example = _EXAMPLES[str(component_kind(arguments[1] if arguments else annotation))]
+    if origin in _MAPPINGS:
         if not isinstance(value, Mapping):
-            what, example = _EXAMPLES[str(component_kind(types.value))]
             raise InputError(
                 f"{key} must map names to a {what} each, such as {{a: {{name: {example}}}}}, got "
                 f"{show(value)}"
             )
         return {
-            name: _replace(item, types.value, f"{key}.{name}", replace)
+            name: replace_sections(item, arguments[1], f"{key}.{name}", replace)
             for name, item in value.items()
         }
-    return value
-
-
-class _ComponentTypes(NamedTuple):
-    """The component type that a type takes as one section, in a list and in a mapping."""
-
-    single: Any
-    item: Any
-    value: Any
-    alone: bool  # there is no other type in the union
-
-
-def _component_types(annotation: Any) -> _ComponentTypes:
-    single = item = value = None
-    alone = True
-    for member in _members(annotation):
-        origin, arguments = get_origin(member), get_args(member)
-        listed = origin in (list, collections.abc.Sequence) or (
-            origin is tuple and arguments[1:] == (Ellipsis,)
-        )
-        if component_kind(member) is not None:
-            single = single or member
-        elif listed and component_kind(arguments[0]) is not None:
-            item = item or arguments[0]
-        elif origin in _MAPPINGS and component_kind(arguments[1]) is not None:
-            value = value or arguments[1]
-        else:
-            alone = alone and member is type(None)
-    return _ComponentTypes(single, item, value, alone)
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if is_union(annotation) else (annotation,)
-
-
-def _replace(value: Any, annotation: Any, key: str, replace: Replace) -> Any:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        what, example = _EXAMPLES[str(component_kind(annotation))]
         raise InputError(
             f"{key} must be a mapping with the name and options of a {what}, such as "
             f"{{name: {example}}}, got {show(value)}"
         )
     return replace(annotation, value, key)
+
+
+def _names_components(annotation: Any) -> bool:
+    if is_union(annotation) or get_origin(annotation) in (*_LISTS, *_MAPPINGS):
+        return any(map(_names_components, get_args(annotation)))
+    return component_kind(annotation) is not None
+
+
+def _has_shape(value: Any, annotation: Any) -> bool:
+    """Whether a value is a list, or else a mapping, as a type that names components wants it."""
+    shape = list | tuple if get_origin(annotation) in _LISTS else Mapping
+    return isinstance(value, shape)

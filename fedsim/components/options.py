@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import SchemaError
 
-from fedsim.components.option_types import is_callable, replace_sections, text_type, words
+from fedsim.components.option_types import Replace, is_callable, replace_sections, text_type, words
 from fedsim.config.ranges import check_range, evaluate_type, field_types
 from fedsim.config.references import load_reference
 from fedsim.config.yaml import show
@@ -70,7 +70,7 @@ def validate(
     component: str,
     given: Mapping[str, Any],
     key: str,
-    build: Callable[[Any, Mapping[str, Any], str], Any],
+    build: Replace,
     *,
     platform_keys: tuple[str, ...] = ("name",),
     base: Path | None = None,
@@ -78,8 +78,7 @@ def validate(
     """Return the options of `given` converted to the types that the component declares.
 
     `key` is the component's section in messages and `platform_keys` those of its keys that are no
-    options; `build` makes a nested component of its type, its section and the section's key below
-    `key`, such as ``image.1``.
+    options; `build` makes a nested component of its section.
 
     Raises:
         InputError: unknown or missing options, or values of a wrong type or range, a line each.
@@ -96,7 +95,7 @@ def validate(
             )
             continue
         try:
-            values[name] = _option(value, known[name][0], key, name, build, base)
+            values[name] = _value(value, known[name][0], f"{key}.{name}", build, base)
         except InputError as error:
             problems.append(str(error))
     for name, (annotation, default) in known.items():
@@ -109,32 +108,20 @@ def validate(
     return values
 
 
-def _option(
-    value: Any,
-    annotation: Any,
-    key: str,
-    name: str,
-    build: Callable[[Any, Mapping[str, Any], str], Any],
-    base: Path | None,
-) -> Any:
-    """Return the value of one option, of its type."""
-    place = f"{key}.{name}"
-
-    def nested(type_: Any, section: Mapping[str, Any], at: str) -> Any:
-        return build(type_, section, at.removeprefix(f"{key}."))
-
-    built = replace_sections(value, annotation, place, nested)
+def _value(value: Any, annotation: Any, key: str, build: Replace, base: Path | None) -> Any:
+    """Return the value that an option of this type takes for the one in an experiment file."""
+    built = replace_sections(value, annotation, key, build)
     if built is not value:
         return built
     if isinstance(value, str) and is_callable(annotation):
-        return load_reference(value, base, place)
+        return load_reference(value, base, key)
     made_of_text = text_type(annotation)
     if made_of_text is not None and value is not None:
         if not isinstance(value, str):
-            raise InputError(f"{place} must be {made_of_text.words}, got {show(value)}")
+            raise InputError(f"{key} must be {made_of_text.words}, got {show(value)}")
         return made_of_text(value)
-    converted = _convert(value, annotation, place)
-    check_range(place, annotation, converted)
+    converted = _convert(value, annotation, key)
+    check_range(key, annotation, converted)
     return converted
 
 

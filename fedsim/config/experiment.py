@@ -120,14 +120,13 @@ class Evaluation(_Model):
     on: Literal["test", "validation", "both"] = Field(
         default="test", description="'test', 'validation' or 'both'"
     )
+    features: bool = Field(default=False, description="true or false")
+    across_domains: bool = Field(default=False, description="true or false")
 
     @property
     def split(self) -> str:
-        """What the values without a further name are of: test or validation samples."""
+        """The split that a metric without a split in its name is of."""
         return "validation" if self.on == "validation" else "test"
-
-    features: bool = Field(default=False, description="true or false")
-    across_domains: bool = Field(default=False, description="true or false")
 
 
 class Engine(_Model):

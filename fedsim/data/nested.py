@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Partition(Nested):
 
         Raises:
             InputError: whatever the partition refuses, under the option's key; or it returns a
-                manifest, or an assignment of other clients or samples than those asked for.
+                manifest, or an assignment of other samples or to another number of clients.
         """
         try:
             divided = self.function(samples, clients, rng, **self.options)
@@ -35,13 +35,17 @@ class Partition(Nested):
         name = f"partition.{self.option}.name {self.name!r}"
         if isinstance(divided, Manifest):
             raise InputError(f"{name} makes a whole manifest, which no other partition can change")
-        check(isinstance(divided, Assignment), f"{name} must return a fedsim Assignment", divided)
-        count = divided.num_clients
-        check(count == clients, f"{name} must make {clients} clients", count)
-        for rows in (divided.indices, divided.server):
-            highest = int(rows.max(initial=0))
-            check(highest < len(samples), f"{name} refers to a sample of {len(samples)}", highest)
+        check_assignment(divided, name, clients, len(samples))
         return divided
+
+
+def check_assignment(value: Any, name: str, clients: int, num_samples: int) -> None:
+    """Raise `InputError` unless a partition's value is an assignment to that many clients."""
+    check(isinstance(value, Assignment), f"{name} must return a fedsim Assignment", value)
+    check(value.num_clients == clients, f"{name} must make {clients} clients", value.num_clients)
+    for rows in (value.indices, value.server):
+        highest = int(rows.max(initial=-1))
+        check(highest < num_samples, f"{name} must refer to samples below {num_samples}", highest)
 
 
 @dataclass(frozen=True, repr=False)

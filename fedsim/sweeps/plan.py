@@ -152,7 +152,8 @@ def pending(plan: Plan, force: bool) -> list[tuple[Cell, bool]]:
             work.append((cell, False))
             continue
         found = RunFolder.open(cell.folder)
-        before = _results_only(load_experiment(cell.folder / "config.yaml"))
+        stored = load_experiment(cell.folder / "config.yaml")
+        before = _results_only(configure.complete(stored, None, str(cell.folder)))
         now = _results_only(cell.experiment)
         if before != now:
             names = ", ".join(k for k in now if now[k] != before.get(k))

@@ -156,6 +156,12 @@ def test_other_settings_in_the_folder_are_refused(base: str, tmp_path: Path) -> 
         fedsim.sweep(base, set={"client.lr": [0.1, 0.2], "rounds": 2}, out=out)
     changed = {"client.lr": [0.1, 0.2], "rounds": 1, "engine": {"name": "serial"}}
     fedsim.sweep(base, set=changed, out=out)  # the engine does not change results
+    # A run is the same experiment when an option was added since, at its default.
+    config = out / "tiny/client.lr=0.1/seed-0/config.yaml"
+    stored = config.read_text()
+    config.write_text(stored.replace("clip_norm: null, ", ""))
+    assert config.read_text() != stored
+    fedsim.sweep(base, set=changed, out=out)
     runs = fedsim.sweep(
         base, set={"client.lr": [0.1, 0.2], "rounds": 2}, out=out, force=True, jobs=1
     )

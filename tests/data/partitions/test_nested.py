@@ -155,7 +155,7 @@ def test_what_a_nested_partition_refuses_is_told_with_its_key(folder: Path) -> N
     ("name", "options", "message"),
     [
         ("odd", {"clients_made": 3}, r"partition\.within\.name .* must make 4 clients, got 3"),
-        ("odd", {"rows": 37}, r"partition\.within\.name .* refers to a sample of 37, got 37"),
+        ("odd", {"rows": 37}, r"partition\.within\.name .* must refer to samples below 37, got 37"),
         ("none", {}, r"partition\.within\.name .* must return a fedsim Assignment, got None"),
     ],
 )
