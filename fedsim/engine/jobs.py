@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -158,10 +158,31 @@ class Executor(Protocol):
 
 @dataclass
 class RoundLog:
-    """What a call of `send_and_receive` leaves for the record: per client and for the round."""
+    """What the clients of a round reported and what it cost.
+
+    `failures` are the reports of lost clients in the order they were noticed, `sums` the
+    `WeightedMean` of all updates where only that was asked for.
+    """
 
     reports: list[Report] = field(default_factory=list)
     bytes_down: dict[int, int] = field(default_factory=dict)
     failures: list[Report] = field(default_factory=list)
-    integers: dict[str, torch.Tensor] = field(default_factory=dict)
+    sums: Any = None
     seconds: float = 0.0
+
+    def survivors(self) -> list[Report]:
+        """Return the reports of the clients that were not lost, in ascending order of id."""
+        good = (report for report in self.reports if report.failure is None)
+        return sorted(good, key=lambda report: report.client)
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as plain floats.
+
+    Raises:
+        TypeError: one of them is no number.
+    """
+    for name, value in metrics.items():
+        if not isinstance(value, int | float | np.number | torch.Tensor):
+            raise TypeError(f"metric {name!r} must be a number, got {value!r}")
+    return {name: float(value) for name, value in metrics.items()}

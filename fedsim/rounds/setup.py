@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fedsim.components.build import build_augment, check_fit, group_size
+from fedsim.components.build import (
+    build_augment,
+    build_client,
+    build_model,
+    build_strategy,
+    check_fit,
+    group_size,
+)
 from fedsim.config.experiment import Experiment
 from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Manifest
 from fedsim.data.views import View
 from fedsim.engine.process import driver_device
 from fedsim.errors import InputError
-from fedsim.flower.contracts import is_client_app
+from fedsim.flower.contracts import is_client_app, is_strategy_class
 from fedsim.params import FlatModel
-from fedsim.rounds.server import own_strategies
-from fedsim.strategy import ServerContext
+from fedsim.strategy import ServerContext, Strategy
 
 
 @dataclass
@@ -39,8 +45,6 @@ def build_parts(
     Raises:
         InputError: components that do not fit each other.
     """
-    from fedsim.components.build import build_client, build_model, build_strategy
-
     dataset, manifest = build(experiment)
     strategy, client = build_strategy(experiment), build_client(experiment)
     check_fit(strategy, client, experiment)
@@ -81,6 +85,15 @@ def build_parts(
     for own in own_strategies(strategy):
         own.check(model.params(), server_context(parts))
     return parts
+
+
+def own_strategies(strategy: Any) -> Iterator[Strategy]:
+    """Yield the strategies of ours in a strategy: itself, or those that a wrapper holds."""
+    if isinstance(strategy, Strategy):
+        yield strategy
+    elif is_strategy_class(type(strategy)):
+        for value in vars(strategy).values():
+            yield from own_strategies(value)
 
 
 def server_context(parts: Parts) -> ServerContext:
