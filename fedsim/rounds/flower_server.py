@@ -63,9 +63,15 @@ class FlowerServer:
             messages = list(
                 self._strategy.configure_train(round, self._arrays, ConfigRecord(), self._grid)
             )
-        if not messages and not isinstance(self._strategy, Strategy):
+        if not messages and not self._works_alone(round):
             raise RunFailed(f"round {round}: the strategy addressed no client")
         return self._grid.plan(messages)
+
+    def _works_alone(self, round: int) -> bool:
+        """Whether the strategy is one of ours that wants no client in this round."""
+        if not isinstance(self._strategy, Strategy):
+            return False
+        return not self._strategy.cohort(round, self._experiment.partition.clients)
 
     def take(self, round: int, log: RoundLog) -> dict[str, float]:
         replies = self._grid.replies(log)
