@@ -1,4 +1,4 @@
-"""Isolation of clients: time limits, failures as reports, a resident model that is put back."""
+"""Isolation of clients: time limits, failures as reports, restoring the resident model."""
 
 from __future__ import annotations
 

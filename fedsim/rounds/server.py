@@ -1,7 +1,7 @@
-"""Servers: what stands between the round loop and a strategy.
+"""Servers: adaptors between the round loop and a strategy.
 
-    plan(round)        -> Plan       configure: what the clients of a round are asked for
-    take(round, log)   -> metrics    aggregate: what the strategy makes of their reports
+    plan(round)        -> Plan       sample the cohort, configure its payload
+    take(round, log)   -> metrics    aggregate the updates
 
 `OwnServer` calls the hooks of a `fedsim.Strategy`; `fedsim.rounds.flower_server` drives any other
 strategy through Flower's abstract methods.

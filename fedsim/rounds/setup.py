@@ -1,4 +1,4 @@
-"""Building all parts of a run before anything is written, and what follows from them."""
+"""Set-up of a run: components are built and checked before anything is written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Parts:
 def build_parts(
     experiment: Experiment, build: Callable[[Experiment], tuple[Dataset, Manifest]]
 ) -> Parts:
-    """Build everything in the driver once, so that what can not work fails before any work.
+    """Build everything in the driver once, so that what cannot work fails before any work.
 
     Raises:
         InputError: components that do not fit each other.
@@ -56,11 +56,11 @@ def build_parts(
         raise
     except Exception as error:
         raise InputError(
-            f"model {experiment.model.name!r} can not be built for inputs of shape "
+            f"model {experiment.model.name!r} cannot be built for inputs of shape "
             f"{dataset.card.input_shape}: {type(error).__name__}: {error}"
         ) from error
     if not is_client_app(client):
-        group_size(experiment, client, model.module)  # refuses `vectorise` where it can not be
+        group_size(experiment, client, model.module)  # refuses `vectorise` where it is impossible
     parts = Parts(experiment, dataset, manifest, strategy, client, model)
     if experiment.evaluation.on != "test" and not manifest.num_validation.any():
         raise InputError(
@@ -97,7 +97,7 @@ def own_strategies(strategy: Any) -> Iterator[Strategy]:
 
 
 def server_context(parts: Parts) -> ServerContext:
-    """Return what a strategy may know of the experiment."""
+    """Return the read-only context that a strategy is called with."""
     experiment, dataset, owned = parts.experiment, parts.dataset, parts.manifest.server
     server = None
     if len(owned):
