@@ -14,7 +14,7 @@ from fedsim.config.reading import base_folder, load_experiment, to_yaml
 from fedsim.data.partition import Manifest
 from fedsim.engine.executors import open_executor
 from fedsim.errors import InputError
-from fedsim.rounds.loop import execute
+from fedsim.rounds.lifecycle import execute
 from fedsim.rounds.progress import Progress
 from fedsim.rounds.setup import build_parts
 from fedsim.runs.atomic import reason

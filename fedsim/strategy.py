@@ -1,13 +1,13 @@
-"""The server side of a method, as a genuine Flower strategy in three pure hooks.
+"""The server side of a method: a genuine Flower strategy in three pure hooks.
 
     init(params, ctx)                -> state              once, before round 1
-    configure(state, round, cohort)  -> payload            what the cohort gets
-    aggregate(state, updates)        -> (state, metrics)   what the server makes of the answers
+    configure(state, round, cohort)  -> payload            for the clients of a round
+    aggregate(state, updates)        -> (state, metrics)   from what they sent
 
-The state is a plain dataclass of tensors and numbers, and nothing else survives a round: what
-`init` and `aggregate` return is what a checkpoint holds. `Strategy` implements Flower's abstract
-methods once in terms of these hooks, so a module under ``strategies/`` reads like the
-algorithm box of its paper.
+The state is a plain dataclass of tensors and numbers, and nothing else survives a round: a
+checkpoint holds what `init` and `aggregate` return. In simulation the hooks are called directly.
+`Strategy` also implements Flower's abstract methods in terms of them, for Flower's wrappers,
+ClientApps and deployments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from fedsim import rng
 from fedsim.client import Metrics, Update
 from fedsim.data.partition import MODALITIES, Modality
-from fedsim.flower.messages import Letter, Letters
 from fedsim.flower.records import TreeRecord, tree_of
 from fedsim.params import FlatModel, Params
 from fedsim.params.trees import Tree, weighted_mean
@@ -76,6 +75,11 @@ class Payload:
     shared: Tree
     own: dict[int, Tree] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, value: Tree | Payload) -> Payload:
+        """Return what `Strategy.configure` returned as a payload."""
+        return value if isinstance(value, Payload) else cls(value)
+
 
 def sample_cohort(seed: int, round: int, population: int, size: int) -> list[int]:
     """Return `size` distinct clients of ``0..population-1`` in ascending order.
@@ -103,9 +107,8 @@ class Strategy(FlowerStrategy):
         sends: the keys of the payload.
         needs: the keys an `Update` must have.
         weighted_mean: whether `aggregate` sees the updates only through their weighted mean.
-            Then an element of `updates` may stand for several clients, its weight being theirs
-            together.
-        pooled: whether, instead of a cohort, one client trains on all clients' training samples.
+            Then an element of `updates` may be the mean of several clients, its weight being
+            theirs together.
     """
 
     @dataclass(frozen=True)
@@ -115,7 +118,6 @@ class Strategy(FlowerStrategy):
     sends: ClassVar[frozenset[str]] = frozenset({"model"})
     needs: ClassVar[frozenset[str]] = frozenset({"model"})
     weighted_mean: ClassVar[bool] = False
-    pooled: ClassVar[bool] = False
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
@@ -132,9 +134,14 @@ class Strategy(FlowerStrategy):
         """Return the state before round 1, `params` being the initial model."""
         raise NotImplementedError(f"{type(self).__name__} does not define init")
 
-    def server_only(self, round: int) -> bool:
-        """Return whether the server works alone in this round 1..T: no client is sent anything."""
-        return False
+    def cohort(self, round: int, population: int) -> Sequence[int]:
+        """Return the clients of ``0..population-1`` that take part in a round 1..T.
+
+        By default `ServerContext.cohort_size` distinct ones, drawn uniformly. Without any the
+        server works alone: `aggregate` is called with no updates.
+        """
+        assert self.ctx is not None
+        return sample_cohort(self.ctx.seed, round, population, self.ctx.cohort_size)
 
     def configure(self, state: Any, round: int, cohort: Sequence[int]) -> Tree | Payload:
         """Return what the cohort (ascending client ids) gets; default: the generic model."""
@@ -143,8 +150,8 @@ class Strategy(FlowerStrategy):
     def aggregate(self, state: Any, updates: Sequence[Update]) -> tuple[Any, Metrics]:
         """Return the next state and metrics.
 
-        `updates` is screened, in ascending order of client id, and non-empty but where the server
-        works alone. Neither `state` nor `updates` may be changed in place.
+        `updates` is screened, in ascending order of client id, and non-empty unless the cohort
+        was empty. Neither `state` nor `updates` may be changed in place.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define aggregate")
 
@@ -170,39 +177,29 @@ class Strategy(FlowerStrategy):
         """Sample the cohort and address the payload to each of its clients."""
         if self.ctx is None:
             raise RuntimeError("call bind(params, ctx) before the first round")
-        if self.server_only(server_round):
-            return Letters([])
-        nodes = None
-        population = getattr(grid, "population", None)
-        if population is None:
-            nodes = sorted(grid.get_node_ids())
-            population = len(nodes)
-        size = self.ctx.cohort_size
-        cohort = (
-            [0] if self.pooled else sample_cohort(self.ctx.seed, server_round, population, size)
-        )
-        if nodes is not None:
-            cohort = [nodes[c] for c in cohort]
+        nodes = grid.get_node_ids()
+        if not isinstance(nodes, range):  # of a real deployment; sorting 10**6 takes a while
+            nodes = sorted(nodes)
+        cohort = [nodes[c] for c in self.cohort(server_round, len(nodes))]
         return self._messages(server_round, cohort, config, MessageType.TRAIN)
 
     def _messages(
         self, server_round: int, cohort: Sequence[int], config: ConfigRecord, message_type: str
-    ) -> Letters:
-        payload = self.configure(self.state, server_round, cohort)
-        if not isinstance(payload, Payload):
-            payload = Payload(payload)
+    ) -> list[Message]:
+        if not cohort:
+            return []
+        payload = Payload.of(self.configure(self.state, server_round, cohort))
         config["server-round"] = server_round
-        shared = TreeRecord(payload.shared)
-        shared.weighted_mean = self.weighted_mean
-        content = RecordDict({"arrays": shared, "config": config})
-        letters = []
+        record = TreeRecord(payload.shared)
+        content = RecordDict({"arrays": record, "config": config})
+        messages = []
         for client in cohort:
             own = payload.own.get(client)
             if own is not None:
                 record = TreeRecord(payload.shared, own)
                 content = RecordDict({"arrays": record, "config": config})
-            letters.append(Letter(client, content, message_type))
-        return Letters(letters)
+            messages.append(Message(content, client, message_type))
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -219,7 +216,7 @@ class Strategy(FlowerStrategy):
             like = self.generic(self.state) if "model" in self.needs else None
             sender = None if self.weighted_mean else reply.metadata.src_node_id
             updates.append(Update(tree_of(arrays, like), weight, metrics, sender))
-        if not updates and not self.server_only(server_round):
+        if not updates and (self.ctx is None or self.cohort(server_round, self.ctx.num_clients)):
             return None, None
         self.state, metrics = self.aggregate(self.state, updates)
         return TreeRecord({"model": self.generic(self.state)}), MetricRecord(dict(metrics))
@@ -248,6 +245,13 @@ class Strategy(FlowerStrategy):
 
     def summary(self) -> None:
         """Flower calls this before a run; the run folder's config.yaml says it all."""
+
+
+class Pooled:
+    """Mixin of strategies with one learner, client 0, on the training samples of all clients."""
+
+    def cohort(self, round: int, population: int) -> Sequence[int]:
+        return [0]
 
 
 def mean_update(updates: Sequence[Update]) -> Tree:

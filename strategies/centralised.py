@@ -7,10 +7,9 @@ Held-out samples stay held out, and the model is evaluated like any other.
 
 from __future__ import annotations
 
+from fedsim.strategy import Pooled
 from strategies.fedavg import FedAvg
 
 
-class Centralised(FedAvg):
+class Centralised(Pooled, FedAvg):
     """One learner with everybody's training samples."""
-
-    pooled = True

@@ -105,8 +105,8 @@ class FedSTO(Strategy):
         warm, selective = self.config.warm_up_rounds, self.config.stage1_rounds
         return (round > warm) + (round > warm + selective)
 
-    def server_only(self, round: int) -> bool:
-        return self.stage(round) == 0
+    def cohort(self, round: int, population: int) -> Sequence[int]:
+        return [] if self.stage(round) == 0 else super().cohort(round, population)
 
     def init(self, params: Params, ctx: ServerContext) -> State:
         return State(params, 0)

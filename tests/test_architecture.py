@@ -50,8 +50,7 @@ FLOWER_EDGE = (
     "strategy.py",
     "engine/grid.py",
     "engine/client_app.py",
-    "rounds/loop.py",
-    "rounds/server.py",
+    "rounds/flower_server.py",
     "data/partitions/flower.py",
 )
 """Where, below ``fedsim/``, Flower may be imported."""

@@ -21,12 +21,12 @@ from fedsim.errors import RunFailed
 from fedsim.params import FlatModel, Params, trees
 from fedsim.rounds.setup import Parts, server_context
 from fedsim.runs.codec import from_bytes, to_bytes
-from fedsim.strategy import Payload
+from fedsim.strategy import Payload, Pooled
 from tests.rounds.test_survival import StopAt
 from tests.support.runs import SCENES, TESTS, assert_same, events, prepared, tiny
 
 STRATEGIES = sorted(lookup.names("strategies"))
-COHORTS = [n for n in STRATEGIES if not lookup.resolve("strategies", n).pooled]
+COHORTS = [n for n in STRATEGIES if not issubclass(lookup.resolve("strategies", n), Pooled)]
 SENDING = [n for n in COHORTS if n != "local"]  # whose clients have something to send
 CLIENTS = sorted(lookup.names("clients"))
 

@@ -1,11 +1,10 @@
-"""How the driver talks to a Ray actor: by a Unix socket on one machine, by Ray between machines.
+"""Channels from the driver to Ray actors: Unix sockets on one machine, Ray calls between machines.
 
-A Ray call takes about a millisecond to an actor and back, a Unix socket a twentieth of that; small
-clients are done in less. Ray places, starts and stops the workers either way.
+A round trip of a Ray call takes about a millisecond, that of a Unix socket a twentieth; small
+clients train in less. Ray places, starts and stops the workers either way.
 
-What is large does not pass through the socket but through a `Shelf`: all blocks that wait for a
-worker fit into the socket's buffer. The driver then never waits for a worker that waits for the
-driver to take an answer.
+Large objects bypass the socket through a `SharedStore`, so that all blocks that wait for a worker
+fit into the socket's buffer: otherwise driver and worker could each wait for the other to read.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from fedsim.engine.jobs import Block, BlockResult
-from fedsim.engine.shared_memory import INLINE_BYTES, Parcel, Shelf, dump, load
+from fedsim.engine.shared_memory import INLINE_BYTES, Packed, SharedStore, dump, load
 from fedsim.errors import RunFailed
 from fedsim.params.trees import Tree
 
 SEND_BYTES = 4 * INLINE_BYTES
-"""Room for what is sent ahead: two blocks of at most `INLINE_BYTES`, with the same of a payload."""
+"""Size of a socket's send buffer: two blocks of at most `INLINE_BYTES`, each with a payload."""
 
 
 class WorkerLost(Exception):
@@ -33,18 +32,18 @@ class WorkerLost(Exception):
 
 
 class Broadcast:
-    """One payload on its way to all workers, put in place once for each kind of way."""
+    """A payload for all workers, stored once for each kind of channel."""
 
-    def __init__(self, ray: Any, shelf: Shelf, number: int, payload: Tree) -> None:
+    def __init__(self, ray: Any, store: SharedStore, number: int, payload: Tree) -> None:
         self.number = number
-        self._ray, self._shelf, self._tree = ray, shelf, payload
-        self._local: Parcel | None = None
+        self._ray, self._store, self._tree = ray, store, payload
+        self._local: Packed | None = None
         self._remote: Any = None
 
-    def local(self) -> Parcel:
-        """Return the payload's parcel in shared memory."""
+    def local(self) -> Packed:
+        """Return the payload in shared memory."""
         if self._local is None:
-            self._local = self._shelf.put(self._tree)
+            self._local = self._store.put(self._tree)
         return self._local
 
     def remote(self) -> Any:
@@ -54,18 +53,18 @@ class Broadcast:
         return self._remote
 
     def close(self) -> None:
-        """Remove what was put in shared memory."""
+        """Remove the payload from shared memory."""
         if self._local is not None and self._local.path is not None:
             os.unlink(self._local.path)
 
 
-class Link(Protocol):
-    """A way to one worker; answers come in the order of the blocks sent."""
+class Channel(Protocol):
+    """A channel to one worker; answers arrive in the order of the blocks sent."""
 
     waitable: Connection
 
     def send(self, block: Block, payload: Broadcast) -> None:
-        """Hand over a block; a worker that is gone shows in `receive`."""
+        """Send a block; `receive` tells if the worker is gone."""
 
     def receive(self) -> BlockResult:
         """Return the next answer.
@@ -76,15 +75,15 @@ class Link(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of the worker."""
+        """Disconnect."""
 
 
-class LocalLink:
-    """A Unix socket in the shelf's folder, which only its owner can enter."""
+class LocalChannel:
+    """A Unix socket in the store's folder, which only the folder's owner can enter."""
 
-    def __init__(self, actor: Any, shelf: Shelf, name: str, timeout: float) -> None:
-        self._shelf = shelf
-        path = os.path.join(shelf.folder, name)
+    def __init__(self, actor: Any, store: SharedStore, name: str, timeout: float) -> None:
+        self._store = store
+        path = os.path.join(store.folder, name)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(path)
             listener.listen(1)
@@ -100,9 +99,9 @@ class LocalLink:
         self.waitable = Connection(accepted.detach())
 
     def send(self, block: Block, payload: Broadcast) -> None:
-        parcel = self._shelf.put(block)
+        packed = self._store.put(block)
         try:
-            self.waitable.send_bytes(pickle.dumps((parcel, payload.number, payload.local())))
+            self.waitable.send_bytes(pickle.dumps((packed, payload.number, payload.local())))
         except OSError:
             return
 
@@ -111,18 +110,18 @@ class LocalLink:
             answer = pickle.loads(self.waitable.recv_bytes())
         except (EOFError, OSError):
             raise WorkerLost from None
-        return opened(answer)
+        return unpack(answer)
 
     def close(self) -> None:
         self.waitable.close()
 
 
-class RemoteLink:
-    """Calls of a Ray actor on another machine, made by a thread that announces each answer."""
+class RemoteChannel:
+    """Calls of a Ray actor on another machine, made by a thread that signals each answer."""
 
     def __init__(self, ray: Any, actor: Any) -> None:
         self._ray, self._actor = ray, actor
-        self._jobs: queue.SimpleQueue[tuple[Parcel, int, Any] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Packed, int, Any] | None] = queue.SimpleQueue()
         self._answers: collections.deque[Any] = collections.deque()
         ours, theirs = socket.socketpair()
         self.waitable = Connection(ours.detach())
@@ -148,18 +147,18 @@ class RemoteLink:
             self.waitable.recv_bytes()
         except (EOFError, OSError):
             raise WorkerLost from None
-        return opened(self._answers.popleft())
+        return unpack(self._answers.popleft())
 
     def close(self) -> None:
         self._jobs.put(None)
         self.waitable.close()
 
 
-def opened(answer: Parcel | str) -> BlockResult:
-    """Return the result in an answer.
+def unpack(answer: Packed | str) -> BlockResult:
+    """Return the result that a worker answered with.
 
     Raises:
-        RunFailed: the answer is the traceback of a worker that failed.
+        RunFailed: the worker failed; its answer is a traceback.
     """
     if isinstance(answer, str):
         raise RunFailed(f"a worker failed: {answer}")

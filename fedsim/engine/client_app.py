@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 
-from fedsim.config.experiment import Experiment
 from fedsim.data.views import ClientData
-from fedsim.engine.jobs import Assignment, Block, Report
+from fedsim.engine.isolation import guarded
+from fedsim.engine.jobs import Assignment, Block, BlockResult, Report
+from fedsim.engine.resources import Resources
+from fedsim.engine.screening import screen_reply
 from fedsim.flower.private import RUN_ID, identify_server, set_message_id
 from fedsim.flower.records import count_bytes, scalars
 from fedsim.params.trees import Tree
@@ -50,55 +53,67 @@ def tree_to_state(tree: Tree | None) -> RecordDict:
 _current: dict[int, ClientData] = {}
 
 
-def run_client_app(
-    app: ClientApp,
-    experiment: Experiment,
-    block: Block,
-    part: Assignment,
-    payload: Tree,
-    data: ClientData,
-) -> Report:
-    """Run a genuine Flower `ClientApp` for one client and report its reply.
+class AppRunner:
+    """Runs the blocks of a worker whose clients are a genuine Flower `ClientApp`.
 
     The app sees a message of its own, and a context whose `state` persists over the rounds;
     `context.run_config` holds the options of the experiment's `client` section and
-    `context.node_config` the partition id and count. `random` and numpy's global generator are
-    seeded for the call; the caller seeds torch's.
+    `context.node_config` the partition id and count. `random`, numpy's and torch's global
+    generators are seeded for each call.
     """
-    identify_server()
-    content: RecordDict = copy_records(payload["content"])
-    message = Message(content, part.client, part.message_type, group_id=str(block.round))
-    set_message_id(message, f"{block.round}-{part.client}")
-    context = Context(
-        run_id=RUN_ID,
-        node_id=part.client,
-        node_config={
-            "partition-id": part.client,
-            "num-partitions": experiment.partition.clients,
-        },
-        state=tree_to_state(None if part.state is None else from_bytes(part.state)),
-        run_config=dict(experiment.client.options),
-    )
-    _current[part.client] = data
-    try:
-        purpose = f"app/{part.message_type}/{part.client}"
-        with seeded_globals(experiment.seed, purpose, block.round):
-            reply = app(message, context)
-    finally:
-        del _current[part.client]
-    if reply.has_error():
-        raise RuntimeError(f"the ClientApp answered with an error: {reply.error.reason}")
-    state = None
-    if block.kind == "train" and (part.state is not None or context.state):
-        state = to_bytes(state_to_tree(context.state), f"context of client {part.client}")
-    return Report(
-        part.client,
-        weight=scalars(reply.content).get("num-examples", 0.0),
-        metrics=scalars(reply.content),
-        bytes_up=count_bytes(reply.content),
-        state=state,
-        content=reply.content,
-    )
+
+    def __init__(self, resources: Resources) -> None:
+        self._worker = resources
+        self._experiment = resources.experiment
+
+    def run(self, block: Block, payload: Tree) -> BlockResult:
+        """Call the app for each client of a block; ``payload["content"]`` is what it is sent."""
+        limit = self._experiment.engine.timeout
+        reports = [
+            guarded(job.client, block.round, limit, partial(self._call, block, job, payload))
+            for job in block.clients
+        ]
+        if block.kind == "train":
+            for report in reports:
+                if report.failure is None:
+                    screen_reply(report, self._worker.initial)
+        return BlockResult(block.index, reports)
+
+    def _call(self, block: Block, job: Assignment, payload: Tree) -> Report:
+        client, experiment = job.client, self._experiment
+        identify_server()
+        content: RecordDict = copy_records(payload["content"])
+        message = Message(content, client, job.message_type, group_id=str(block.round))
+        set_message_id(message, f"{block.round}-{client}")
+        context = Context(
+            run_id=RUN_ID,
+            node_id=client,
+            node_config={"partition-id": client, "num-partitions": experiment.partition.clients},
+            state=tree_to_state(None if job.state is None else from_bytes(job.state)),
+            run_config=dict(experiment.client.options),
+        )
+        self._worker.seed_globals(block, client)
+        _current[client] = self._worker.data(job)
+        try:
+            purpose = f"app/{job.message_type}/{client}"
+            with seeded_globals(experiment.seed, purpose, block.round):
+                reply = self._worker.client(message, context)
+        finally:
+            del _current[client]
+        if reply.has_error():
+            raise RuntimeError(f"the ClientApp answered with an error: {reply.error.reason}")
+        state = None
+        if block.kind == "train" and (job.state is not None or context.state):
+            state = to_bytes(state_to_tree(context.state), f"context of client {client}")
+        metrics = scalars(reply.content)
+        return Report(
+            client,
+            weight=metrics.get("num-examples", 0.0),
+            metrics=metrics,
+            bytes_up=count_bytes(reply.content),
+            state=state,
+            content=reply.content,
+        )
 
 
 def client_data(context: Context) -> ClientData:

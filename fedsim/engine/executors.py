@@ -1,4 +1,4 @@
-"""Opening the executor that an experiment asks for."""
+"""The executor of an experiment, serial or Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedsim.engine.jobs import Executor, WorkerSpec
 
 @contextmanager
 def open_executor(experiment: Experiment, public: np.ndarray) -> Iterator[Executor]:
-    """Start the engine that an experiment asks for, and stop it at the end.
+    """Start the executor that `engine` asks for, and stop it at the end.
 
     `public` int32 (p,) are the rows of the training split that all clients know.
 

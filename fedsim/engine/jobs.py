@@ -1,8 +1,8 @@
-"""What the driver asks of a worker, and what a worker answers: plain picklable records."""
+"""Records exchanged between driver and workers, all of them picklable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -18,9 +18,9 @@ Kind = Literal["train", "evaluate", "score"]
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """All that a worker needs to be built, on any machine that has the packages and the data.
+    """Specification of a worker, for any machine that has the packages and the data.
 
-    `public` int32 (p,) are the training split's rows that the server and all clients know.
+    `public` int32 (p,) are the rows of the training split that the server and all clients know.
     """
 
     experiment: Experiment
@@ -30,13 +30,13 @@ class WorkerSpec:
 
 @dataclass
 class Assignment:
-    """One client's part of a block."""
+    """The work of one client in a block."""
 
     client: int
     indices: ClientIndices
-    state: bytes | None = None  # its encoded state before this round; None before its first
-    own: Tree | None = None  # what it gets on top of the shared payload
-    message_type: str = ""  # Flower's message type, for foreign ClientApps
+    state: bytes | None = None  # encoded, before this round; None before the client's first
+    own: Tree | None = None  # payload on top of the shared one
+    message_type: str = ""  # of the Flower message, for ClientApps
 
 
 @dataclass
@@ -85,7 +85,7 @@ def _block(own: tuple[Any, ...], lengths: np.ndarray, joined: np.ndarray, rest: 
 
 @dataclass
 class Failure:
-    """Why a client gave no usable answer."""
+    """Why a client's answer cannot be used."""
 
     kind: str  # raised | timeout | worker-died | screened | out-of-memory
     text: str
@@ -94,7 +94,7 @@ class Failure:
 
 @dataclass
 class Report:
-    """What is known of one client's work in a block."""
+    """What one client reports of its work in a block."""
 
     client: int
     weight: float = 0.0
@@ -102,15 +102,15 @@ class Report:
     seconds: float = 0.0
     bytes_up: int = 0
     failure: Failure | None = None
-    note: str | None = None  # something worth an event although the update was used
+    note: str | None = None  # of an update that was used, but changed
     update: Tree | None = None  # None where the block is reduced
     state: bytes | None = None  # the encoded state after this round, if the client keeps one
-    content: Any = None  # a foreign ClientApp's reply
+    content: Any = None  # the reply of a ClientApp
     audit: dict[str, float] = field(default_factory=dict)  # metrics that the server never sees
 
     @property
     def measured(self) -> dict[str, float]:
-        """All that is recorded of the client."""
+        """All metrics that are recorded of the client."""
         return {**self.metrics, **self.audit} if self.audit else self.metrics
 
 
@@ -136,7 +136,7 @@ def _result(index: int, rows: list[tuple[Any, ...]], *rest: Any) -> BlockResult:
 
 @dataclass(frozen=True)
 class EngineEvent:
-    """Something that happened to the engine: a worker died, a block was split."""
+    """An incident in the engine: a worker died, a block was split."""
 
     kind: str
     text: str
@@ -147,21 +147,42 @@ class Executor(Protocol):
 
     events: list[EngineEvent]
     num_workers: int
-    when_waiting: Callable[[], None]  # called when blocks are handed out and the driver is idle
+    when_waiting: Callable[[], None]  # called while workers are busy and the driver is not
 
     def run(self, blocks: list[Block], payload: Tree) -> Any:
         """Yield a `BlockResult` for every block, in any order."""
 
     def close(self) -> None:
-        """Give back everything that was started."""
+        """Stop everything that was started."""
 
 
 @dataclass
 class RoundLog:
-    """What a call of `send_and_receive` leaves for the record: per client and for the round."""
+    """What the clients of a round reported and what it cost.
+
+    `failures` are the reports of lost clients in the order they were noticed, `sums` the
+    `WeightedMean` of all updates where only that was asked for.
+    """
 
     reports: list[Report] = field(default_factory=list)
     bytes_down: dict[int, int] = field(default_factory=dict)
     failures: list[Report] = field(default_factory=list)
-    integers: dict[str, torch.Tensor] = field(default_factory=dict)
+    sums: Any = None
     seconds: float = 0.0
+
+    def survivors(self) -> list[Report]:
+        """Return the reports of the clients that were not lost, in ascending order of id."""
+        good = (report for report in self.reports if report.failure is None)
+        return sorted(good, key=lambda report: report.client)
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as plain floats.
+
+    Raises:
+        TypeError: one of them is no number.
+    """
+    for name, value in metrics.items():
+        if not isinstance(value, int | float | np.number | torch.Tensor):
+            raise TypeError(f"metric {name!r} must be a number, got {value!r}")
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""Where the work of this process is done, and the global generators that it draws from there."""
+"""Device and memory allocation of a process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fedsim.errors import InputError
 
 
 def driver_device(gpus: float) -> str:
-    """Return the device of work in the driver: a GPU where workers have any and there is one."""
+    """Return the driver's device: a GPU if workers have any and this machine has one."""
     return "cuda:0" if gpus > 0 and torch.cuda.is_available() else "cpu"
 
 
 def serial_device(gpus: float) -> str:
-    """Return the device of the serial executor's work, which no other machine can do.
+    """Return the device of the serial executor.
 
     Raises:
         InputError: more GPUs than this machine has.
@@ -29,16 +29,14 @@ def serial_device(gpus: float) -> str:
 
 # Parameters of glibc's mallopt (malloc.h), and the largest values it takes for sure.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
 TRIM_BYTES, MMAP_BYTES = 512 * 2**20, 32 * 2**20
 
 
 def keep_memory() -> None:
-    """Let freed blocks up to 32 MiB stay with this process; does nothing where there is no glibc.
+    """Keep freed blocks of up to 32 MiB in this process; does nothing without glibc.
 
-    By default blocks above 128 KiB go back to the system at once. Getting them again, page by
-    page and cleared, costs small models more than the arithmetic on them.
+    By default glibc returns blocks above 128 KiB to the system at once; to get them again, page
+    by page and cleared, costs more than the arithmetic of a small model.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

@@ -62,7 +62,7 @@ def connect(spec: WorkerSpec) -> Any:
                 **common,
             )
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
-        # Ray has put its own in the place of the command line's, which is as orderly.
+        # Ray has replaced the command line's handler, which ends a run as cleanly.
         signal.signal(signal.SIGTERM, on_sigterm)
     return ray
 
@@ -75,7 +75,7 @@ def _check_answers(address: str) -> None:
 
 
 class _Borrowed:
-    """Ray as somebody else started it in this process: used, but not shut down."""
+    """A Ray that this process had already started: used, but not shut down."""
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
@@ -84,7 +84,7 @@ class _Borrowed:
         return getattr(self._ray, name)
 
     def shutdown(self) -> None:
-        """Leave the cluster to its owner."""
+        """Leave the cluster running."""
 
 
 def _ceil(value: float) -> int:

@@ -1,7 +1,7 @@
 """The Ray executor: long-lived actors that pull blocks, longest first.
 
-Workers are replaced when they die or hang; their blocks run again from the same inputs, so the
-results do not show it. One machine or a cluster makes no difference to the results either.
+Workers that die or hang are replaced, and their blocks run again from the same inputs. Neither that
+nor the number of machines changes the results.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from fedsim.engine.channels import Broadcast, Link, LocalLink, RemoteLink, WorkerLost
+from fedsim.engine.channels import Broadcast, Channel, LocalChannel, RemoteChannel, WorkerLost
 from fedsim.engine.jobs import Block, BlockResult, EngineEvent, Failure, Report, WorkerSpec
 from fedsim.engine.process import keep_memory
 from fedsim.engine.ray_cluster import connect, places
-from fedsim.engine.shared_memory import Parcel, Shelf, dump, load
+from fedsim.engine.shared_memory import Packed, SharedStore, dump, load
 from fedsim.errors import InputError, RunFailed
 from fedsim.params import trees
 from fedsim.params.trees import Tree
@@ -40,23 +40,23 @@ ATTEMPTS_ALONE = 2
 """Times a single client may lose its worker before it is given up."""
 
 GRACE_SECONDS = 20.0
-"""How much longer than its clients' timeouts a block may take before its worker is killed."""
+"""Time beyond its clients' timeouts after which a block's worker is killed."""
 
 START_SECONDS = 120.0
 """How long a worker may take to come up."""
 
 
 class _Actor:
-    """What runs inside a Ray worker process."""
+    """The actor inside a Ray worker process."""
 
-    def __init__(self, spec: WorkerSpec, shelf: str | None, node: str) -> None:
+    def __init__(self, spec: WorkerSpec, store: str | None, node: str) -> None:
         import ray
 
         torch.set_num_threads(1)
         from fedsim.engine.worker import Worker
 
         context = ray.get_runtime_context()
-        self._shelf = Shelf(shelf) if shelf and context.get_node_id() == node else None
+        self._store = SharedStore(store) if store and context.get_node_id() == node else None
         use_gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
         # Ray shows an actor only its own GPUs, so the first visible one is the assigned one.
         self._worker = Worker(spec, "cuda:0" if use_gpu else "cpu")
@@ -71,18 +71,18 @@ class _Actor:
             "pid": os.getpid(),
             "device": str(self._worker.device),
             "gpu_ids": ray.get_gpu_ids(),
-            "local": self._shelf is not None,
+            "local": self._store is not None,
             "node": ray.get_runtime_context().get_node_id(),
         }
 
-    def run(self, parcel: Parcel, number: int, payload: Parcel) -> Parcel | str:
+    def run(self, packed: Packed, number: int, payload: Packed) -> Packed | str:
         """Run a block; the answer is its result, or the traceback of what went wrong."""
         try:
-            block = load(parcel, unlink=parcel.path is not None)
+            block = load(packed, unlink=packed.path is not None)
             if self._payload[0] != number:
                 self._payload = (number, load(payload))
             result = self._worker.run(block, self._payload[1])
-            return dump(result) if self._shelf is None else self._shelf.put(result)
+            return dump(result) if self._store is None else self._store.put(result)
         except Exception:
             return traceback.format_exc()
 
@@ -109,7 +109,7 @@ class _Job:
 
 @dataclass
 class _Split:
-    """A block whose clients are run one by one; its parts are put together again in order."""
+    """A block whose clients run one by one; their results are joined again in order."""
 
     block: Block
     parts: dict[int, BlockResult] = field(default_factory=dict)
@@ -117,17 +117,17 @@ class _Split:
 
 @dataclass
 class _Slot:
-    """A place for a worker, whichever process fills it."""
+    """A worker's place, whichever process holds it."""
 
     number: int
     handle: Any = None
-    link: Link | None = None
+    channel: Channel | None = None
     jobs: deque[_Job] = field(default_factory=deque)
     about: dict[str, Any] = field(default_factory=dict)
 
 
 class _DiedAtStart(RunFailed):
-    """A worker was gone before it could take a block."""
+    """A worker died before it could take a block."""
 
 
 class RayExecutor:
@@ -140,7 +140,7 @@ class RayExecutor:
         self._config = spec.experiment.engine
         self._restarts = 0
         self._payloads = 0
-        self._links = 0
+        self._channels = 0
         keep_memory()
         self._ray = connect(spec)
         # One thread as in the serial executor, so that sums in the driver are the same there; and
@@ -148,7 +148,7 @@ class RayExecutor:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self.num_workers = self._count_workers(max_workers)
-        self._shelf = Shelf.create()
+        self._store = SharedStore.create()
         self._node = self._ray.get_runtime_context().get_node_id()
         self._spec_ref = self._ray.put(spec)
         self.slots = [_Slot(i) for i in range(self.num_workers)]
@@ -178,10 +178,10 @@ class RayExecutor:
     def _start_actor(self) -> Any:
         options = {"num_cpus": self._config.cpus, "num_gpus": self._config.gpus}
         actor = self._ray.remote(_Actor).options(**options, max_restarts=0)
-        return actor.remote(self._spec_ref, self._shelf.folder, self._node)
+        return actor.remote(self._spec_ref, self._store.folder, self._node)
 
     def _await_ready(self, slots: list[_Slot]) -> None:
-        """Wait until the actors of these slots are built, then open a link to each."""
+        """Wait until the actors of these slots are built, then open a channel to each."""
         refs = {slot.handle.describe.remote(): slot for slot in slots}
         seconds = START_SECONDS * (1 + len(refs) / 8)
         done, late = self._ray.wait(list(refs), num_returns=len(refs), timeout=seconds)
@@ -195,33 +195,35 @@ class RayExecutor:
             except (errors.RayTaskError, errors.RayActorError) as error:
                 raise _DiedAtStart(f"a worker failed while it started: {error}") from None
             if slot.about["local"]:
-                self._links += 1
-                name = f"worker-{self._links}"
-                slot.link = LocalLink(slot.handle, self._shelf, name, START_SECONDS)
+                self._channels += 1
+                name = f"worker-{self._channels}"
+                slot.channel = LocalChannel(slot.handle, self._store, name, START_SECONDS)
             else:
-                slot.link = RemoteLink(self._ray, slot.handle)
+                slot.channel = RemoteChannel(self._ray, slot.handle)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return pid, device, GPU ids and node of every worker."""
         return [slot.about for slot in self.slots]
 
     def run(self, blocks: list[Block], payload: Tree) -> Iterator[BlockResult]:
-        """Yield results as they come; a block whose worker dies is run again."""
+        """Yield results as they arrive; a block whose worker dies runs again."""
         queue = deque(_Job(b) for b in sorted(blocks, key=lambda b: (-b.cost, b.index)))
         self._payloads += 1
-        broadcast = Broadcast(self._ray, self._shelf, self._payloads, payload)
+        broadcast = Broadcast(self._ray, self._store, self._payloads, payload)
         try:
             while queue or any(slot.jobs for slot in self.slots):
                 self._fill(queue, broadcast)
                 self.when_waiting()
-                busy = {slot.link.waitable: slot for slot in self.slots if slot.link and slot.jobs}
+                busy = {
+                    slot.channel.waitable: slot for slot in self.slots if slot.channel and slot.jobs
+                }
                 ready = wait(list(busy), self._patience())
                 if not ready:
                     self._kill_overdue()
                 for waitable in ready:
                     slot = busy[waitable]  # type: ignore[index]
                     try:
-                        result = slot.link.receive()  # type: ignore[union-attr]
+                        result = slot.channel.receive()  # type: ignore[union-attr]
                     except WorkerLost:
                         yield from self._lost(slot, queue)
                         continue
@@ -233,13 +235,13 @@ class RayExecutor:
             broadcast.close()
 
     def _fill(self, queue: deque[_Job], broadcast: Broadcast) -> None:
-        """Give every worker its next blocks, one round over all workers at a time."""
+        """Send every worker its next blocks, in turns over all workers."""
         for depth in range(1, DEPTH + 1):
             for slot in self.slots:
-                if queue and slot.link is not None and len(slot.jobs) < depth:
+                if queue and slot.channel is not None and len(slot.jobs) < depth:
                     job = queue.popleft()
                     job.started = time.monotonic()
-                    slot.link.send(job.block, broadcast)
+                    slot.channel.send(job.block, broadcast)
                     slot.jobs.append(job)
 
     def _allowed_seconds(self, job: _Job) -> float | None:
@@ -247,12 +249,12 @@ class RayExecutor:
         return None if limit is None else limit * max(1, len(job.block.clients)) + GRACE_SECONDS
 
     def _overdue_in(self, job: _Job) -> float:
-        """Seconds until a block has taken too long; infinite without a timeout."""
+        """Return the seconds until a block is overdue; infinite without a timeout."""
         allowed = self._allowed_seconds(job)
         return math.inf if allowed is None else job.started + allowed - time.monotonic()
 
     def _patience(self) -> float | None:
-        """Seconds until the first block is overdue; None without a timeout."""
+        """Return the seconds until the first block is overdue; None without a timeout."""
         first = min(self._overdue_in(slot.jobs[0]) for slot in self.slots if slot.jobs)
         return None if first == math.inf else max(0.05, first)
 
@@ -263,11 +265,11 @@ class RayExecutor:
                 self._ray.kill(slot.handle, no_restart=True)
 
     def _lost(self, slot: _Slot, queue: deque[_Job]) -> Iterator[BlockResult]:
-        """Replace a dead worker and put its blocks back; never touch the dead handle again."""
+        """Replace a dead worker and queue its blocks again; the dead handle is not reused."""
         jobs = list(slot.jobs)
         slot.jobs.clear()
-        if slot.link is not None:
-            slot.link.close()
+        if slot.channel is not None:
+            slot.channel.close()
         head = jobs[0]
         head.attempts += 1
         clients = head.block.client_ids
@@ -289,10 +291,11 @@ class RayExecutor:
         queue.extendleft(reversed(again))
 
     def _replace(self, slot: _Slot, what: str) -> None:
-        """Start a new worker; it may land on a machine that is going down and die as well.
+        """Start a new worker, again if it dies at once on a machine that is going down.
 
         Raises:
-            RunFailed: more workers died than `engine.max_restarts` allows; `what` is said then.
+            RunFailed: more workers died than `engine.max_restarts` allows; the message ends with
+                `what`.
         """
         ready = False
         while not ready:
@@ -313,11 +316,11 @@ class RayExecutor:
     def close(self) -> None:
         """Stop the workers, and Ray if this executor started it."""
         for slot in self.slots:
-            if slot.link is not None:
-                slot.link.close()
+            if slot.channel is not None:
+                slot.channel.close()
             if slot.handle is not None:
                 self._ray.kill(slot.handle, no_restart=True)
-        self._shelf.close()
+        self._store.close()
         self.close_cluster()
 
     def close_cluster(self) -> None:

@@ -1,4 +1,4 @@
-"""The serial executor: every block in this process, one after the other. The reference."""
+"""The serial executor, the reference: all blocks in this process, one after the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedsim.params.trees import Tree
 
 
 class SerialExecutor:
-    """Runs blocks in the driver, with one intra-op thread as every worker does."""
+    """Runs blocks in the driver, with one intra-op thread like every worker."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         """Build the worker.
@@ -37,5 +37,5 @@ class SerialExecutor:
             yield self._worker.run(block, payload)
 
     def close(self) -> None:
-        """Give the driver its threads back."""
+        """Restore the number of threads."""
         torch.set_num_threads(self._threads)

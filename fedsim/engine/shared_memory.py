@@ -1,4 +1,4 @@
-"""Moving trees between the driver and workers without copying them through a pipe.
+"""Transport of trees between driver and workers through shared memory, without copies.
 
 An object is pickled with its large buffers out of band (pickle protocol 5). Between processes of
 one machine the buffers lie in a file of a shared-memory folder that both sides map; between
@@ -38,8 +38,8 @@ _NUMPY_DTYPES = {torch.float64, torch.float32, torch.float16, torch.complex64, t
 
 
 @dataclass
-class Parcel:
-    """A pickled object: in `header` and `buffers`, or all of it in the file `path`.
+class Packed:
+    """A pickled object, held in `header` and `buffers` or in the file `path`.
 
     The file holds the buffers and, from `index` on, the pickled header and the buffers' spans.
     """
@@ -102,16 +102,16 @@ def _tensor(array: np.ndarray, form: tuple[torch.dtype, tuple[int, ...]] | None 
         return torch.from_numpy(array)
 
 
-class Shelf:
-    """A folder in shared memory through which processes of one machine hand over buffers."""
+class SharedStore:
+    """A folder in shared memory through which processes of one machine exchange objects."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._names = itertools.count()
 
     @classmethod
-    def create(cls, needed_bytes: int = 0) -> Shelf:
-        """Make a folder in shared memory, or on disk where there is too little of it."""
+    def create(cls, needed_bytes: int = 0) -> SharedStore:
+        """Create the folder in shared memory, or on disk if memory is scarce."""
         memory = Path("/dev/shm")
         usable = memory.is_dir() and os.access(memory, os.W_OK)
         if usable and shutil.disk_usage(memory).free < max(4 * needed_bytes, 64 * 2**20):
@@ -121,60 +121,60 @@ class Shelf:
         prefix = f"{_PREFIX}{os.getpid()}-"
         return cls(tempfile.mkdtemp(prefix=prefix, dir=str(memory) if usable else None))
 
-    def put(self, value: Any) -> Parcel:
-        """Pickle `value`; the parcel of a large one is a new file of the folder.
+    def put(self, value: Any) -> Packed:
+        """Pickle `value`; a large one goes into a new file of the folder.
 
-        Whatever is put, the parcel itself is small: the header counts as well, as byte strings
-        such as the clients' states are part of it.
+        The return value is small whatever is put: the header counts as well, as it holds byte
+        strings such as the clients' states.
         """
-        parcel = dump(value)
-        if len(parcel.header) + sum(b.nbytes + 64 for b in parcel.buffers) <= INLINE_BYTES:
-            return parcel
+        packed = dump(value)
+        if len(packed.header) + sum(b.nbytes + 64 for b in packed.buffers) <= INLINE_BYTES:
+            return packed
         path = os.path.join(self.folder, f"{os.getpid()}-{next(self._names)}")
         offset, spans = 0, []
         with open(path, "wb") as file:
-            for buffer in parcel.buffers:
+            for buffer in packed.buffers:
                 padding = -buffer.nbytes % 64
                 file.write(buffer.data)
                 file.write(bytes(padding))
                 spans.append((offset, buffer.nbytes))
                 offset += buffer.nbytes + padding
-            file.write(pickle.dumps((len(parcel.header), spans)))
-            file.write(parcel.header)
-        return Parcel(path=path, index=offset)
+            file.write(pickle.dumps((len(packed.header), spans)))
+            file.write(packed.header)
+        return Packed(path=path, index=offset)
 
     def close(self) -> None:
-        """Remove the folder; memory still mapped by someone lives on until it is let go."""
+        """Remove the folder; mapped memory lives on until it is unmapped."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def dump(value: Any) -> Parcel:
-    """Pickle `value` into a parcel that carries its buffers itself."""
+def dump(value: Any) -> Packed:
+    """Pickle `value` into an object that carries its buffers itself."""
     raw: list[pickle.PickleBuffer] = []
     header = io.BytesIO()
     _Pickler(header, protocol=5, buffer_callback=raw.append).dump(value)
-    return Parcel(header.getvalue(), buffers=[np.frombuffer(b.raw(), np.uint8) for b in raw])
+    return Packed(header.getvalue(), buffers=[np.frombuffer(b.raw(), np.uint8) for b in raw])
 
 
-def load(parcel: Parcel, unlink: bool = False) -> Any:
-    """Return the object in a parcel; buffers of a file are mapped, not copied.
+def load(packed: Packed, unlink: bool = False) -> Any:
+    """Unpickle an object; buffers in a file are mapped, not copied.
 
-    The object is read-only unless `unlink`, which takes the file for the caller alone.
+    The object is read-only unless `unlink`, which removes the file.
     """
-    if parcel.path is None:
-        return pickle.loads(parcel.header, buffers=parcel.buffers)
+    if packed.path is None:
+        return pickle.loads(packed.header, buffers=packed.buffers)
     access = mmap.ACCESS_COPY if unlink else mmap.ACCESS_READ
-    with open(parcel.path, "rb") as file:
+    with open(packed.path, "rb") as file:
         memory = memoryview(mmap.mmap(file.fileno(), 0, access=access))
     if unlink:
-        os.unlink(parcel.path)
-    size, spans = pickle.loads(memory[parcel.index :])
+        os.unlink(packed.path)
+    size, spans = pickle.loads(memory[packed.index :])
     pieces = [memory[start : start + length] for start, length in spans]
     return pickle.loads(memory[len(memory) - size :], buffers=pieces)
 
 
 def _remove_orphans(memory: Path) -> None:
-    """Remove folders whose process is gone: a killed run can not do it itself."""
+    """Remove the folders of processes that were killed."""
     for folder in memory.glob(f"{_PREFIX}*-*"):
         pid = folder.name.removeprefix(_PREFIX).split("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():

@@ -8,9 +8,7 @@ ClientApps read it as any other record; our own take the tree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from fedsim.errors import FedsimError
 from fedsim.params import Params
-from fedsim.params.trees import Tree, leaves
+from fedsim.params.trees import Tree, named_tensors
 
 
 class TensorArray(Array):
@@ -50,46 +48,31 @@ class TreeRecord(ArrayRecord):
     """An `ArrayRecord` made of a tree of tensors.
 
     The model's tensors appear under their own names, everything else under its path
-    (``generator/fc.weight``). Changing an entry makes it an ordinary record: `tree` is then None.
+    (``generator/fc.weight``). A record that was changed, or copied, is an ordinary one: its `tree`
+    is None.
     """
 
+    # Flower copies records without calling the constructor.
+    shared: Tree
+    own: Tree | None = None
+    tree: Tree | None = None
+
     def __init__(self, shared: Tree, own: Tree | None = None) -> None:
+        """Hold a tree: what all clients get, and on top of it what one of them gets."""
         super().__init__()
-        self.__dict__["shared"] = shared
-        self.__dict__["own"] = own
-        self.__dict__["tree"] = shared if own is None else {**shared, **own}
-        self.__dict__["weighted_mean"] = False
-        for name, tensor in named_tensors(self.__dict__["tree"]).items():
+        self.shared = shared
+        self.own = own
+        self.tree = shared if own is None else {**shared, **own}
+        for name, tensor in named_tensors(self.tree).items():
             super().__setitem__(name, TensorArray(tensor))
 
-    @property
-    def weighted_mean(self) -> bool:
-        """Whether the answers to this payload are wanted only as their weighted mean."""
-        return bool(self.__dict__.get("weighted_mean", False))
-
-    @weighted_mean.setter
-    def weighted_mean(self, value: bool) -> None:
-        self.__dict__["weighted_mean"] = value
-
     def __setitem__(self, key: str, value: Array) -> None:
-        self.__dict__["tree"] = None
+        self.tree = None
         super().__setitem__(key, value)
 
     def __delitem__(self, key: str) -> None:
-        self.__dict__["tree"] = None
+        self.tree = None
         super().__delitem__(key)
-
-
-def named_tensors(tree: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tree's tensors under the names they have in a `TreeRecord`."""
-    named: dict[str, Tensor] = {}
-    for path, leaf in leaves(tree):
-        if isinstance(leaf, Params):
-            prefix = "" if path == "model" else f"{path}/"
-            named |= {prefix + name: leaf[name] for name in leaf}
-        elif isinstance(leaf, Tensor):
-            named[path] = leaf
-    return named
 
 
 class RecordMismatch(FedsimError):
@@ -105,16 +88,15 @@ def tree_of(record: ArrayRecord, like: Params | None = None) -> Tree:
     Raises:
         RecordMismatch: the record has some of the model's names but not all, or other shapes.
     """
-    tree = record.__dict__.get("tree")
-    if tree is not None:
-        return tree
+    if isinstance(record, TreeRecord) and record.tree is not None:
+        return record.tree
     arrays = {name: array.numpy() for name, array in record.items()}
     if like is None or not set(arrays) & set(like):
         return {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}
     if missing := sorted(set(like) - set(arrays)):
         raise RecordMismatch(f"missing keys {missing}")
     params = like.clone()
-    tree = {}
+    tree: Tree = {}
     for name, array in arrays.items():
         if name not in like:
             tree[name] = torch.from_numpy(np.array(array))

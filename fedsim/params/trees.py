@@ -29,6 +29,21 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield path, value
 
 
+def named_tensors(tree: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a tree by name.
+
+    The model's tensors have their own names, everything else its path (``generator/fc.weight``).
+    """
+    named: dict[str, Tensor] = {}
+    for path, leaf in leaves(tree):
+        if isinstance(leaf, Params):
+            prefix = "" if path == "model" else f"{path}/"
+            named |= {prefix + name: leaf[name] for name in leaf}
+        elif isinstance(leaf, Tensor):
+            named[path] = leaf
+    return named
+
+
 def num_bytes(tree: Mapping[str, Any]) -> int:
     """Bytes the tree's tensors and numbers take on the wire (8 a number)."""
     total = 0

@@ -1,103 +1,177 @@
-"""The state of Flower strategies that were not written for us, for checkpoints.
+"""Servers: adaptors between the round loop and a strategy.
 
-Flower's strategies keep what survives a round in their attributes (``m_t``, ``current_arrays``, a
-wrapped strategy ...). Everything in them that is data is captured; functions and the like come
-back with the constructor.
+    plan(round)        -> Plan       sample the cohort, configure its payload
+    take(round, log)   -> metrics    aggregate the updates
+
+`OwnServer` calls the hooks of a `fedsim.Strategy`; `fedsim.rounds.flower_server` drives any other
+strategy through Flower's abstract methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
-from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
-from fedsim.flower.records import TreeRecord
+from fedsim.client import Update
+from fedsim.engine.jobs import RoundLog, numbers
+from fedsim.engine.schedule import Dispatch, Plan
+from fedsim.errors import RunFailed
+from fedsim.params import Params, trees
 from fedsim.params.trees import Tree
-from fedsim.strategy import Strategy
-
-_SCALARS = (int, float, str, bytes, bool, type(None), np.ndarray, np.generic, torch.Tensor)
-
-
-def own_strategies(strategy: Any) -> Iterator[Strategy]:
-    """Yield the strategies of ours in a strategy: itself, or those that a wrapper holds."""
-    if isinstance(strategy, Strategy):
-        yield strategy
-    elif isinstance(strategy, FlowerStrategy):
-        for value in vars(strategy).values():
-            if isinstance(value, FlowerStrategy):
-                yield from own_strategies(value)
+from fedsim.rng import seeded_globals
+from fedsim.rounds.setup import Parts, server_context
+from fedsim.strategy import Payload, Strategy
 
 
-def capture(strategy: Any) -> Any:
-    """Return all that a strategy carries from round to round, ready for a checkpoint."""
-    if isinstance(strategy, Strategy):
-        return strategy.state
-    return _attributes(strategy)
+class Server(Protocol):
+    """A strategy at work in a run."""
+
+    params: Params | None
+    """The generic model, whole or in part; None before a strategy has made one."""
+
+    def plan(self, round: int) -> Plan:
+        """Return what the clients of a round are asked to train.
+
+        Raises:
+            RunFailed: the strategy addresses no client though it needs some.
+        """
+
+    def take(self, round: int, log: RoundLog) -> dict[str, float]:
+        """Aggregate what the clients reported; return the strategy's metrics.
+
+        Raises:
+            RunFailed: the strategy makes no usable model of it.
+        """
+
+    def plan_evaluation(self, round: int) -> Plan:
+        """Return what clients are asked to evaluate on their own data."""
+
+    def take_evaluation(self, round: int, log: RoundLog) -> dict[str, float]:
+        """Return the metrics of an evaluation over all clients that took part in it."""
+
+    def models(self) -> Mapping[str, Params]:
+        """Return the models to be scored on the global test set, by the name of their metrics."""
+
+    def capture(self) -> Tree:
+        """Return all that is carried from round to round, for a checkpoint."""
+
+    def restore(self, captured: Tree) -> None:
+        """Continue from what `capture` returned."""
 
 
-def restore(strategy: Any, captured: Any) -> None:
-    """Give a newly constructed strategy what `capture` returned (in place)."""
-    if isinstance(strategy, Strategy):
-        strategy.state = captured
-        return
-    for name, value in captured.items():
-        current = getattr(strategy, name, None)
-        if isinstance(value, dict) and "object" in value:
-            restore(current, value["object"])
-        elif isinstance(value, dict) and "value" in value:
-            setattr(strategy, name, _decode(value["value"]))
+def has_hooks_only(strategy: Any) -> bool:
+    """Whether a strategy is one of ours that leaves Flower's methods as they are."""
+    methods = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
+    return isinstance(strategy, Strategy) and all(
+        getattr(type(strategy), name) is getattr(Strategy, name) for name in methods
+    )
 
 
-def _attributes(owner: Any) -> Tree:
-    captured: Tree = {}
-    for name, value in vars(owner).items():
-        if isinstance(value, FlowerStrategy):
-            captured[name] = {"object": capture(value)}
-            continue
-        try:
-            captured[name] = {"value": _encode(value)}
-        except TypeError:
-            if not callable(value) and hasattr(value, "__dict__"):
-                captured[name] = {"object": _attributes(value)}
-    return captured
+class OwnServer:
+    """Calls the hooks of a `fedsim.Strategy`; no Flower message is made."""
+
+    def __init__(self, parts: Parts, initial: Params, evaluation_clients: Sequence[int]) -> None:
+        self.params: Params | None = initial
+        self._strategy: Strategy = parts.strategy
+        self._experiment = parts.experiment
+        self._initial = initial
+        self._sends = parts.client.sends
+        self._evaluation_clients = evaluation_clients
+        self._strategy.bind(initial.clone(), server_context(parts))
+
+    def plan(self, round: int) -> Plan:
+        strategy, experiment = self._strategy, self._experiment
+        with seeded_globals(experiment.seed, "strategy/configure", round):
+            cohort = sorted(strategy.cohort(round, experiment.partition.clients))
+            if not cohort:
+                return Plan(round, True, [])
+            payload = Payload.of(strategy.configure(strategy.state, round, cohort))
+        keys = set(payload.shared) | set(payload.own.get(cohort[0], ()))
+        # A mean over what each client adds to the payload's keys is screened singly first.
+        mean = strategy.weighted_mean and self._sends <= keys
+        return Plan(round, True, [_dispatch(round, cohort, payload)], mean)
+
+    def take(self, round: int, log: RoundLog) -> dict[str, float]:
+        strategy = self._strategy
+        with seeded_globals(self._experiment.seed, "strategy/aggregate", round):
+            updates = _updates(log, named=not strategy.weighted_mean)
+            strategy.state, metrics = strategy.aggregate(strategy.state, updates)
+            params = strategy.generic(strategy.state)
+        where = f"round {round}: strategy {self._experiment.strategy.name!r}"
+        check_model(params, self._initial, where)
+        self.params = params
+        return numbers(metrics)
+
+    def plan_evaluation(self, round: int) -> Plan:
+        strategy, clients = self._strategy, self._evaluation_clients
+        with seeded_globals(self._experiment.seed, "strategy/configure-evaluate", round):
+            payload = Payload.of(strategy.configure(strategy.state, round, clients))
+        return Plan(round, False, [_dispatch(round, clients, payload)])
+
+    def take_evaluation(self, round: int, log: RoundLog) -> dict[str, float]:
+        values: dict[str, list[float]] = {}
+        for report in log.survivors():
+            for name, value in report.metrics.items():
+                values.setdefault(name, []).append(value)
+        return {name: float(np.mean(column)) for name, column in sorted(values.items())}
+
+    def models(self) -> Mapping[str, Params]:
+        return self._strategy.scored(self._strategy.state)
+
+    def capture(self) -> Tree:
+        return {"strategy": self._strategy.state, "params": self.params, "extra": {}}
+
+    def restore(self, captured: Tree) -> None:
+        self._strategy.state = captured["strategy"]
+        self.params = captured["params"]
 
 
-def _encode(value: Any) -> Any:
-    if isinstance(value, _SCALARS):
-        return value
-    if isinstance(value, ArrayRecord):
-        tree = value.__dict__.get("tree")
-        if tree is not None:
-            return {"kind": "tree", "items": tree}
-        return {"kind": "arrays", "items": {k: a.numpy() for k, a in value.items()}}
-    for kind, record in (("metrics", MetricRecord), ("config", ConfigRecord)):
-        if isinstance(value, record):
-            return {"kind": kind, "items": dict(value)}
-    if isinstance(value, dict):
-        return {"kind": "dict", "items": [[_encode(k), _encode(v)] for k, v in value.items()]}
-    if isinstance(value, list | tuple):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return {"kind": kind, "items": [_encode(v) for v in value]}
-    raise TypeError(type(value).__name__)
+def _dispatch(round: int, clients: Sequence[int], payload: Payload) -> Dispatch:
+    shared = {**payload.shared, "config": {"server-round": round}}
+    return Dispatch(clients, shared, trees.num_bytes(shared), payload.own)
 
 
-def _decode(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    kind, items = value["kind"], value["items"]
-    if kind == "tree":
-        return TreeRecord(items)
-    if kind == "arrays":
-        return ArrayRecord({k: Array(np.asarray(a)) for k, a in items.items()})
-    if kind == "metrics":
-        return MetricRecord(items)
-    if kind == "config":
-        return ConfigRecord(items)
-    if kind == "dict":
-        return {_decode(k): _decode(v) for k, v in items}
-    decoded = [_decode(v) for v in items]
-    return decoded if kind == "list" else tuple(decoded)
+def _updates(log: RoundLog, named: bool) -> list[Update]:
+    """Return the updates of the clients that are left, or the one that is their mean.
+
+    `named` updates say who sent them.
+    """
+    if log.sums is None:
+        return [
+            Update(r.update or {}, float(r.weight), r.metrics, r.client if named else None)
+            for r in log.survivors()
+        ]
+    good = [report for report in log.reports if report.failure is None]
+    if not good:
+        return []
+    total = sum(report.weight for report in good)
+    names = set.intersection(*(set(report.metrics) for report in good))
+    metrics = {n: sum([r.weight * r.metrics[n] for r in good]) / total for n in sorted(names)}
+    return [Update(log.sums.mean(), log.sums.weight, metrics)]
+
+
+def check_model(params: Any, like: Params, where: str) -> None:
+    """Raise `RunFailed` unless these are parameters of the model, all or some, and finite.
+
+    `like` are the model's; the message begins with `where`.
+    """
+    if not isinstance(params, Params):
+        raise RunFailed(f"{where} made no model: it has none of the model's tensors by name")
+    if params.layout != like.layout:
+        for name in params:
+            known = like[name].shape if name in like else None
+            if known != params[name].shape:
+                raise RunFailed(
+                    f"{where} made a model with {name!r} of shape {tuple(params[name].shape)}, "
+                    f"expected {'no such tensor' if known is None else tuple(known)}"
+                )
+    if not bool(torch.isfinite(params.flat).all()):
+        bad = next(n for n in params.layout.names if not bool(torch.isfinite(params[n]).all()))
+        count = int((~torch.isfinite(params[bad])).sum())
+        raise RunFailed(
+            f"{where} made a model that is not finite: {count} of {params[bad].numel()} "
+            f"elements of {bad!r} are NaN or infinite"
+        )

@@ -1,22 +1,28 @@
-"""Building all parts of a run before anything is written, and what follows from them."""
+"""Set-up of a run: components are built and checked before anything is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fedsim.components.build import build_augment, check_fit, group_size
+from fedsim.components.build import (
+    build_augment,
+    build_client,
+    build_model,
+    build_strategy,
+    check_fit,
+    group_size,
+)
 from fedsim.config.experiment import Experiment
 from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Manifest
 from fedsim.data.views import View
 from fedsim.engine.process import driver_device
 from fedsim.errors import InputError
-from fedsim.flower.contracts import is_client_app
+from fedsim.flower.contracts import is_client_app, is_strategy_class
 from fedsim.params import FlatModel
-from fedsim.rounds.server import own_strategies
-from fedsim.strategy import ServerContext
+from fedsim.strategy import ServerContext, Strategy
 
 
 @dataclass
@@ -34,13 +40,11 @@ class Parts:
 def build_parts(
     experiment: Experiment, build: Callable[[Experiment], tuple[Dataset, Manifest]]
 ) -> Parts:
-    """Build everything in the driver once, so that what can not work fails before any work.
+    """Build everything in the driver once, so that what cannot work fails before any work.
 
     Raises:
         InputError: components that do not fit each other.
     """
-    from fedsim.components.build import build_client, build_model, build_strategy
-
     dataset, manifest = build(experiment)
     strategy, client = build_strategy(experiment), build_client(experiment)
     check_fit(strategy, client, experiment)
@@ -52,11 +56,11 @@ def build_parts(
         raise
     except Exception as error:
         raise InputError(
-            f"model {experiment.model.name!r} can not be built for inputs of shape "
+            f"model {experiment.model.name!r} cannot be built for inputs of shape "
             f"{dataset.card.input_shape}: {type(error).__name__}: {error}"
         ) from error
     if not is_client_app(client):
-        group_size(experiment, client, model.module)  # refuses `vectorise` where it can not be
+        group_size(experiment, client, model.module)  # refuses `vectorise` where it is impossible
     parts = Parts(experiment, dataset, manifest, strategy, client, model)
     if experiment.evaluation.on != "test" and not manifest.num_validation.any():
         raise InputError(
@@ -83,8 +87,17 @@ def build_parts(
     return parts
 
 
+def own_strategies(strategy: Any) -> Iterator[Strategy]:
+    """Yield the strategies of ours in a strategy: itself, or those that a wrapper holds."""
+    if isinstance(strategy, Strategy):
+        yield strategy
+    elif is_strategy_class(type(strategy)):
+        for value in vars(strategy).values():
+            yield from own_strategies(value)
+
+
 def server_context(parts: Parts) -> ServerContext:
-    """Return what a strategy may know of the experiment."""
+    """Return the read-only context that a strategy is called with."""
     experiment, dataset, owned = parts.experiment, parts.dataset, parts.manifest.server
     server = None
     if len(owned):

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.engine.shared_memory import INLINE_BYTES, Shelf, dump, load
+from fedsim.engine.shared_memory import INLINE_BYTES, SharedStore, dump, load
 from fedsim.params import Layout, Params
 
 MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture
-def shelf() -> Iterator[Shelf]:
-    shelf = Shelf.create()
-    yield shelf
-    shelf.close()
+def store() -> Iterator[SharedStore]:
+    store = SharedStore.create()
+    yield store
+    store.close()
 
 
 def equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -57,31 +57,31 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("name", TENSORS)
-@pytest.mark.parametrize("way", ["message", "shelf", "shelf and unlink"])
-def test_tensor_round_trip(name: str, way: str, shelf: Shelf) -> None:
+@pytest.mark.parametrize("way", ["message", "store", "store and unlink"])
+def test_tensor_round_trip(name: str, way: str, store: SharedStore) -> None:
     tensor = TENSORS[name]
     if way == "message":
         back = load(dump({"t": tensor}))["t"]
     else:
-        unlink = way == "shelf and unlink"
-        parcel = shelf.put({"t": tensor, "more": BIG})
-        assert parcel.path is not None
-        back = load(parcel, unlink=unlink)["t"]
-        assert Path(parcel.path).exists() is not unlink
+        unlink = way == "store and unlink"
+        packed = store.put({"t": tensor, "more": BIG})
+        assert packed.path is not None
+        back = load(packed, unlink=unlink)["t"]
+        assert Path(packed.path).exists() is not unlink
     assert equal_bits(back, tensor)
 
 
-def test_order_in_memory_is_kept(shelf: Shelf) -> None:
-    back = load(shelf.put([TENSORS["channels last"], TENSORS["transposed"]]))
+def test_order_in_memory_is_kept(store: SharedStore) -> None:
+    back = load(store.put([TENSORS["channels last"], TENSORS["transposed"]]))
     assert back[0].stride() == TENSORS["channels last"].stride()
     assert back[1].stride() == TENSORS["transposed"].stride()
 
 
-def test_params_round_trip(shelf: Shelf) -> None:
+def test_params_round_trip(store: SharedStore) -> None:
     layout = Layout(("w", "b"), ((20000, 1), (3,)), 2, ("n",))
     flat = torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
     params = Params(layout, flat, {"n": torch.tensor(5)})
-    back = load(shelf.put({"model": params, "k": 1}))
+    back = load(store.put({"model": params, "k": 1}))
     assert back["k"] == 1
     assert back["model"].layout == layout
     assert equal_bits(back["model"].flat, flat)
@@ -96,7 +96,7 @@ def test_gradient_does_not_travel() -> None:
     assert back["of"].tolist() == [2.0] * 3
 
 
-def test_numpy_bytes_and_plain_values(shelf: Shelf) -> None:
+def test_numpy_bytes_and_plain_values(store: SharedStore) -> None:
     value = {
         "a": np.arange(100_000),
         "f": np.array(1.5, np.float16),
@@ -105,16 +105,16 @@ def test_numpy_bytes_and_plain_values(shelf: Shelf) -> None:
         "n": None,
         "l": [1, (2.5, True)],
     }
-    back = load(shelf.put(value))
+    back = load(store.put(value))
     np.testing.assert_array_equal(back.pop("a"), value.pop("a"))
     assert back.pop("f") == value.pop("f")
     assert back == value
 
 
-def test_small_objects_need_no_file_and_large_ones_one(shelf: Shelf) -> None:
-    assert shelf.put({"x": torch.zeros(10)}).path is None
-    assert shelf.put({"x": BIG, "y": BIG}).path is not None
-    assert len(list(Path(shelf.folder).iterdir())) == 1
+def test_small_objects_need_no_file_and_large_ones_one(store: SharedStore) -> None:
+    assert store.put({"x": torch.zeros(10)}).path is None
+    assert store.put({"x": BIG, "y": BIG}).path is not None
+    assert len(list(Path(store.folder).iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -122,59 +122,59 @@ def test_small_objects_need_no_file_and_large_ones_one(shelf: Shelf) -> None:
     [b"x" * 10 * INLINE_BYTES, [np.zeros(1)] * INLINE_BYTES, [np.zeros(1) for _ in range(5000)]],
     ids=["a byte string", "one array many times", "many arrays"],
 )
-def test_a_parcel_is_small_whatever_is_in_it(shelf: Shelf, large: Any) -> None:
-    parcel = shelf.put(large)
-    assert len(pickle.dumps(parcel)) < 2 * INLINE_BYTES
-    assert load(parcel, unlink=True) == large
-    assert not list(Path(shelf.folder).iterdir())
+def test_a_packed_object_is_small_whatever_is_in_it(store: SharedStore, large: Any) -> None:
+    packed = store.put(large)
+    assert len(pickle.dumps(packed)) < 2 * INLINE_BYTES
+    assert load(packed, unlink=True) == large
+    assert not list(Path(store.folder).iterdir())
 
 
-def test_what_the_receiver_takes_for_itself_is_writable(shelf: Shelf) -> None:
-    back = load(shelf.put(BIG.clone()), unlink=True)
+def test_what_the_receiver_takes_for_itself_is_writable(store: SharedStore) -> None:
+    back = load(store.put(BIG.clone()), unlink=True)
     back += 1
     assert back[0] == 1.0
 
 
-def test_receiver_does_not_change_what_was_sent(shelf: Shelf) -> None:
-    first, second = (load(shelf.put(BIG), unlink=True) for _ in range(2))
+def test_receiver_does_not_change_what_was_sent(store: SharedStore) -> None:
+    first, second = (load(store.put(BIG), unlink=True) for _ in range(2))
     first.zero_()
     assert torch.equal(second, BIG)
 
 
-def _child(parcel: Any, queue: Any) -> None:
-    queue.put(float(load(parcel)["x"].double().sum()))
+def _child(packed: Any, queue: Any) -> None:
+    queue.put(float(load(packed)["x"].double().sum()))
 
 
-def test_another_process_reads_the_shelf(shelf: Shelf) -> None:
-    parcel = shelf.put({"x": BIG})
+def test_another_process_reads_the_store(store: SharedStore) -> None:
+    packed = store.put({"x": BIG})
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_child, args=(parcel, queue))
+    process = context.Process(target=_child, args=(packed, queue))
     process.start()
     assert queue.get(timeout=60) == INLINE_BYTES * (INLINE_BYTES - 1) / 2
     process.join()
 
 
 def test_close_leaves_nothing_and_what_is_mapped_stays_readable() -> None:
-    shelf = Shelf.create()
-    assert Path(shelf.folder).parent == MEMORY
-    back = load(shelf.put(BIG))
-    shelf.close()
-    assert not Path(shelf.folder).exists()
+    store = SharedStore.create()
+    assert Path(store.folder).parent == MEMORY
+    back = load(store.put(BIG))
+    store.close()
+    assert not Path(store.folder).exists()
     assert torch.equal(back, BIG)
 
 
-def test_shelves_of_dead_processes_are_removed() -> None:
-    code = "from fedsim.engine.shared_memory import Shelf; s = Shelf.create(); print(s.folder)"
+def test_stores_of_dead_processes_are_removed() -> None:
+    code = "from fedsim.engine.shared_memory import SharedStore\nprint(SharedStore.create().folder)"
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
     orphan = Path(done.stdout.strip())
     assert orphan.is_dir()  # its process ended without closing it
-    living = Shelf.create()
+    living = SharedStore.create()
     assert not orphan.exists()
-    another = Shelf.create()
+    another = SharedStore.create()
     assert Path(living.folder).is_dir()
     living.close()
     another.close()
@@ -185,11 +185,11 @@ def test_disk_is_used_where_shared_memory_is_too_small(monkeypatch: pytest.Monke
         free = 1000
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
-    shelf = Shelf.create()
-    assert Path(shelf.folder).parent != MEMORY
-    assert torch.equal(load(shelf.put(BIG)), BIG)
-    shelf.close()
+    store = SharedStore.create()
+    assert Path(store.folder).parent != MEMORY
+    assert torch.equal(load(store.put(BIG)), BIG)
+    store.close()
 
 
-def test_folder_is_the_owners_alone(shelf: Shelf) -> None:
-    assert os.stat(shelf.folder).st_mode & 0o077 == 0
+def test_folder_is_the_owners_alone(store: SharedStore) -> None:
+    assert os.stat(store.folder).st_mode & 0o077 == 0

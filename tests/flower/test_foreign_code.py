@@ -17,6 +17,7 @@ from fedsim.engine.client_app import state_to_tree
 from fedsim.engine.executors import open_executor
 from fedsim.engine.grid import SimulationGrid
 from fedsim.errors import InputError, RunFailed
+from fedsim.rounds.loop import make_scheduler
 from fedsim.rounds.setup import build_parts
 from fedsim.runs.client_states import StateStore
 from fedsim.strategy import ServerContext
@@ -266,24 +267,17 @@ def test_options_of_a_flower_strategy_are_checked(tmp_path: Path) -> None:
 
 def test_our_strategy_in_a_genuine_flower_loop(tmp_path: Path) -> None:
     """``strategy.start(grid)`` is Flower's own round loop; it must come to the same model."""
-    config = prepared(rounds=2)
+    # A group's sum is taken inside a worker, and Flower's loop wants each client's update.
+    alone = {"vectorise": False}
+    config = prepared(rounds=2, client=alone)
     parts = build_parts(
         config, lambda e: (d := build.build_dataset(e), build.build_partition(e, d))
     )
     initial = parts.model.params()
     with open_executor(parts.experiment, parts.manifest.public_rows) as executor:
         states = StateStore(tmp_path)
-        grid = SimulationGrid(
-            executor,
-            parts.manifest,
-            states,
-            initial,
-            foreign_client=False,
-            client_sends=parts.client.sends,
-            block_means=True,
-            group_size=parts.client.group_size(parts.model.module),
-        )
-        grid.evaluation_clients = list(range(8))
+        scheduler = make_scheduler(parts, initial, executor, states)
+        grid = SimulationGrid(scheduler, 8, initial, apps=False, evaluation_clients=list(range(8)))
         parts.strategy.bind(
             initial.clone(), ServerContext(0, 2, 8, 8, 10, parts.model, parts.dataset)
         )
@@ -291,7 +285,7 @@ def test_our_strategy_in_a_genuine_flower_loop(tmp_path: Path) -> None:
             grid, ArrayRecord(), num_rounds=2, train_config=ConfigRecord()
         )
         states.close()
-    run = fedsim.run(tiny(rounds=2), out=tmp_path / "run")
+    run = fedsim.run(tiny(rounds=2, client=alone), out=tmp_path / "run")
     for name, tensor in run.arrays().items():
         np.testing.assert_array_equal(result.arrays[name].numpy(), tensor.numpy())
     accuracy = result.evaluate_metrics_clientapp[2]["generic/accuracy"]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import fedsim
 from fedsim.engine.jobs import Failure, Report, RoundLog
+from fedsim.rounds.journal import RoundResult
 from fedsim.rounds.loop import RoundLoop
 from fedsim.rounds.rows import round_costs
+from fedsim.rounds.server import OwnServer
 from tests.support.runs import tiny
 
 
@@ -43,18 +44,18 @@ def test_evaluation_is_left_out_and_aggregation_is_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bounds that hold on any machine, as what sleeps is known."""
-    evaluate, take = RoundLoop._evaluate, RoundLoop._take
+    evaluate, take = RoundLoop._evaluate, OwnServer.take
 
-    def slow_evaluate(loop: RoundLoop, round: int) -> Any:
+    def slow_evaluate(loop: RoundLoop, result: RoundResult) -> None:
         time.sleep(0.3)
-        return evaluate(loop, round)
+        evaluate(loop, result)
 
-    def slow_take(loop: RoundLoop, arrays: Any, log: RoundLog) -> None:
+    def slow_take(server: OwnServer, round: int, log: RoundLog) -> dict[str, float]:
         time.sleep(0.2)
-        take(loop, arrays, log)
+        return take(server, round, log)
 
     monkeypatch.setattr(RoundLoop, "_evaluate", slow_evaluate)
-    monkeypatch.setattr(RoundLoop, "_take", slow_take)
+    monkeypatch.setattr(OwnServer, "take", slow_take)
     run = fedsim.run(tiny(rounds=2), out=tmp_path)
     slowest = run.client_values("train", "seconds").groupby("round")["value"].max()
     virtual, seconds, trained = (

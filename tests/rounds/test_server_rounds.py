@@ -31,8 +31,8 @@ class Alone(Strategy):
 
     weighted_mean = True
 
-    def server_only(self, round):
-        return round % 2 == 1
+    def cohort(self, round, population):
+        return [] if round % 2 == 1 else super().cohort(round, population)
 
     def init(self, params, ctx):
         return State(params, 0)

@@ -89,7 +89,7 @@ class Race:
         for round in range(WARM_UP + 1, WARM_UP + ROUNDS + 1):
             updates: list[Update] = []
             payload = strategy.configure(state, round, range(3))
-            for k in () if strategy.server_only(round) else range(3):
+            for k in range(3) if strategy.cohort(round, 3) else ():
                 ctx = player.context(k, round)
                 given = player.data(k), player.rng(k, round), ctx
                 updates.append(client.train(payload, None, *given)[1])

@@ -144,7 +144,7 @@ def test_defaults_are_those_of_the_paper_as_far_as_known() -> None:
 def test_stages_follow_each_other() -> None:
     strategy = FedSTO(FedSTO.Config(warm_up_rounds=2, stage1_rounds=3))
     assert [strategy.stage(t) for t in range(1, 8)] == [0, 0, 1, 1, 1, 2, 2]
-    assert [strategy.server_only(t) for t in range(1, 5)] == [True, True, False, False]
+    assert [strategy.stage(t) == 0 for t in range(1, 5)] == [True, True, False, False]
     assert FedSTO(FedSTO.Config(warm_up_rounds=0, stage1_rounds=0)).stage(1) == 2
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.engine.worker import ClientTimeout, capture_module_state, time_limit
+from fedsim.engine.isolation import ClientTimeout, capture_module_state, time_limit
 from fedsim.params import FlatModel
 
 
