@@ -1,4 +1,4 @@
-"""What ``fedsim show`` prints: a component with its options, or a run and where it stands."""
+"""Output of ``fedsim show``: a component and its options, or a run and its status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedsim.errors import InputError, nearest
 
 
 def show_component(section: str, name: str) -> str:
-    """Return the description of ``strategy``, ``fedavg`` and its options: type, default, meaning.
+    """Describe a component, such as the ``strategy`` ``fedavg``, and its options.
 
     Raises:
         InputError: unknown kind or name.
@@ -37,9 +37,9 @@ def show_component(section: str, name: str) -> str:
 
 
 def _options(obj: Any) -> list[str]:
-    found = options(obj)
-    if not found:
-        return ["no options of its own"]
+    declared = options(obj)
+    if not declared:
+        return ["no options"]
     comments = _comments(obj)
     rows = [
         (
@@ -48,7 +48,7 @@ def _options(obj: Any) -> list[str]:
             "required" if default is REQUIRED else show(default),
             comments.get(option, ""),
         )
-        for option, (annotation, default) in found.items()
+        for option, (annotation, default) in declared.items()
     ]
     table = [("option", "type", "default", ""), *rows]
     widths = [max(len(row[i]) for row in table) for i in range(3)]
@@ -61,26 +61,26 @@ def _options(obj: Any) -> list[str]:
 
 
 def _common(section: str) -> list[str]:
-    """Say which keys every component of this section takes."""
+    """List the keys that every component of this section takes."""
     model = Experiment.model_fields[section].annotation
     if not isinstance(model, type) or not issubclass(model, Section):
         return []
-    own = {k: f for k, f in model.model_fields.items() if k != "name"}
-    if not own:
+    fields = {k: f for k, f in model.model_fields.items() if k != "name"}
+    if not fields:
         return []
-    width = max(map(len, own))
-    rows = [f"{key:<{width}}  {field.description}" for key, field in own.items()]
+    width = max(map(len, fields))
+    rows = [f"{key:<{width}}  {field.description}" for key, field in fields.items()]
     return ["", f"keys of every {section}", *rows]
 
 
 def _data(function: Any) -> list[str]:
-    """Return the cards of a data set: of the sets that a loader knows, else of what it loads."""
+    """Describe a data set: the sets that a loader knows, else the one that it loads."""
     module = inspect.getmodule(function)
-    known: Mapping[str, Card] = getattr(module, "SETS", {})
+    sets: Mapping[str, Card] = getattr(module, "SETS", {})
     lines = []
-    for name, card in known.items():
+    for name, card in sets.items():
         lines += [f"set {name}", *_card(card), ""]
-    if known:
+    if sets:
         return lines
     try:
         dataset = function()
@@ -91,15 +91,14 @@ def _data(function: Any) -> list[str]:
         # The length and vocabulary of texts follow from the files.
         shown = [row for card in cards for row in _card(card) if not row.startswith("input")]
         return [*shown, f"not loaded here: {error}", ""]
-    sizes = {
+    splits = {
         "training": dataset.train,
         "validation": dataset.validation,
         "test": dataset.test,
     }
-    counts = ", ".join(f"{len(s):,} {n}" for n, s in sizes.items() if s is not None)
+    counts = ", ".join(f"{len(s):,} {n}" for n, s in splits.items() if s is not None)
     columns = ", ".join(dataset.train.extra) or "none"
-    own = [f"samples      {counts}", f"columns      {columns}"]
-    return [*_card(dataset.card), *own, ""]
+    return [*_card(dataset.card), f"samples      {counts}", f"columns      {columns}", ""]
 
 
 def _card(card: Card) -> list[str]:
@@ -124,8 +123,8 @@ def _description(obj: Any) -> str:
     module = inspect.getmodule(obj)
     texts = [inspect.getdoc(module) if module else None]
     # A class without a docstring inherits its parent's, which describes another component.
-    own = vars(obj).get("__doc__") if isinstance(obj, type) else getattr(obj, "__doc__", None)
-    texts.append(inspect.cleandoc(own) if own else None)
+    text = vars(obj).get("__doc__") if isinstance(obj, type) else getattr(obj, "__doc__", None)
+    texts.append(inspect.cleandoc(text) if text else None)
     return "\n\n".join(t for t in texts if t) or "(no description)"
 
 
@@ -144,7 +143,7 @@ def _comments(obj: Any) -> dict[str, str]:
 
 
 def show_run(folder: Path) -> str:
-    """Return a run's configuration, where it stands, and its table of results so far.
+    """Describe a run: its configuration, its status and its results so far.
 
     Raises:
         InputError: the folder is not a run.
@@ -154,7 +153,7 @@ def show_run(folder: Path) -> str:
     from fedsim.runs.summary import format_table
 
     run = load_run(folder)
-    stands = f"{run.status}, {run.rounds_done} of {run.config.rounds} rounds"
+    status = f"{run.status}, {run.rounds_done} of {run.config.rounds} rounds"
     if run.status != "finished":
-        stands += f"; go on with: fedsim resume {folder}"
-    return f"{to_yaml(run.config)}\n{stands}\n\n{format_table(run.summary())}"
+        status += f"; resume it with: fedsim resume {folder}"
+    return f"{to_yaml(run.config)}\n{status}\n\n{format_table(run.summary())}"

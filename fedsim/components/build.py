@@ -1,4 +1,4 @@
-"""Building what an experiment names: data set, partition, model, strategy, client method."""
+"""Build the components of an experiment: data set, partition, model, strategy, client method."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _build(experiment: Experiment, kind: str) -> tuple[Any, Any]:
 
 @contextmanager
 def _named(section: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Give an error that begins with the name of an option that option's whole key."""
+    """Prefix the section to an error that begins with the name of an option."""
     try:
         yield
     except InputError as error:
@@ -46,7 +46,7 @@ def _named(section: str, options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def build_dataset(experiment: Experiment) -> Dataset:
-    """Return the experiment's data set."""
+    """Load the experiment's data set."""
     function, options = _build(experiment, "datasets")
     with _named("dataset", options):
         dataset = function(**options)
@@ -91,9 +91,9 @@ def training_rows(experiment: Experiment, dataset: Dataset) -> np.ndarray | None
 
 
 def build_partition(experiment: Experiment, dataset: Dataset) -> Manifest:
-    """Return who owns which training sample, and what each client holds out.
+    """Divide the training samples among clients, and each client's among its splits.
 
-    A partition that returns a `Manifest` has decided about held-out samples itself, in rows of the
+    A partition that returns a `Manifest` has chosen the held-out samples itself, as rows of the
     training split.
     """
     function, options = _build(experiment, "partitions")
@@ -126,20 +126,20 @@ def build_partition(experiment: Experiment, dataset: Dataset) -> Manifest:
 
 
 def build_augment(experiment: Experiment) -> Augmentation | None:
-    """Return how training images are changed, None if they are not."""
+    """Return the augmentation of training images, None if there is none."""
     options = experiment.dataset.augment
     return None if options is None else Augmentation(**options.model_dump())
 
 
 def group_size(experiment: Experiment, client: Any, module: nn.Module) -> int:
-    """Return how many clients are trained at once: one where each changes its images at random."""
+    """Return how many clients are trained at once: one where images are augmented."""
     return 1 if experiment.dataset.augment is not None else client.group_size(module)
 
 
 def build_model(experiment: Experiment, card: Card) -> nn.Module:
-    """Return the model with its initial weights, which depend on the experiment's seed alone.
+    """Build the model with its initial weights, which depend on the experiment's seed alone.
 
-    A function with a third positional argument is given the data set's card there.
+    A function with a third positional parameter gets the data set's card there.
     """
     function, options = _build(experiment, "models")
     options = {
@@ -159,12 +159,12 @@ def build_model(experiment: Experiment, card: Card) -> nn.Module:
 
 
 def initial_model(experiment: Experiment) -> nn.Module:
-    """Return the experiment's model with its initial weights; reads its data set."""
+    """Build the experiment's model with its initial weights; loads its data set."""
     return build_model(experiment, build_dataset(experiment).card)
 
 
 def trained_model(folder: str | Path, frozen: trained.Digest = lambda: None) -> Trained:
-    """Return the final global model of a run, in evaluation mode, and the data it was trained on.
+    """Load the final global model of a run, in evaluation mode, with its data set's card.
 
     `frozen` returns the digest of the frozen tensors for files without it, or None if unknown.
 
@@ -182,19 +182,19 @@ def trained_model(folder: str | Path, frozen: trained.Digest = lambda: None) -> 
 
 
 def build_client(experiment: Experiment) -> Any:
-    """Return the client method, or a foreign Flower `ClientApp`."""
+    """Make the client method, or a foreign Flower `ClientApp`."""
     cls, config = _build(experiment, "clients")
     return configure.instantiate(cls, config, "client")
 
 
 def build_strategy(experiment: Experiment) -> Any:
-    """Return the strategy, ours or any of Flower's."""
+    """Make the strategy, ours or any of Flower's."""
     cls, config = _build(experiment, "strategies")
     return configure.instantiate(cls, config, "strategy")
 
 
 def check_fit(strategy: Any, client: Any, experiment: Experiment) -> None:
-    """Raise `InputError` if the client method and the strategy do not speak of the same things."""
+    """Raise `InputError` unless strategy and client method send each other what they need."""
     from fedsim.client import Client
     from fedsim.strategy import Strategy
 

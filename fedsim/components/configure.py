@@ -12,7 +12,7 @@ from typing import Any
 from fedsim.components.lookup import DEFAULT_CLIENT, SECTIONS, resolve, table_of
 from fedsim.components.option_types import component_kind, is_callable, replace_sections
 from fedsim.components.options import config_class, options, validate
-from fedsim.components.registered import known
+from fedsim.components.registered import entries
 from fedsim.config.experiment import Experiment, Section
 from fedsim.config.nested import Nested
 from fedsim.config.reading import join_problems, load_experiment
@@ -58,12 +58,12 @@ def _with_sampling(
         cls = resolve("strategies", section["name"], base)
     except InputError:
         return section  # `complete` says it along with other problems
-    known = options(cls)
+    accepted = options(cls)
     population = experiment.partition.clients
     evaluation = experiment.evaluation
-    wanted = population if evaluation.clients == "all" else min(evaluation.clients, population)
-    evaluated = wanted if evaluation.personal else 0
-    if {"fraction_train", "min_train_nodes"} <= set(known):
+    limit = population if evaluation.clients == "all" else evaluation.clients
+    evaluated = min(limit, population) if evaluation.personal else 0
+    if {"fraction_train", "min_train_nodes"} <= set(accepted):
         defaults = {
             "fraction_train": _fraction(experiment.cohort_size, population),
             "fraction_evaluate": _fraction(evaluated, population),
@@ -71,7 +71,7 @@ def _with_sampling(
             "min_evaluate_nodes": 1 if evaluated else 0,
             "min_available_nodes": 1,
         }
-        section = {**{k: v for k, v in defaults.items() if k in known}, **section}
+        section = {**{k: v for k, v in defaults.items() if k in accepted}, **section}
     for option, value in section.items():
         if isinstance(value, Mapping) and "name" in value:
             section[option] = _with_sampling(experiment, value, base)
@@ -86,14 +86,14 @@ def _fraction(count: int, population: int) -> float:
 def configure(
     kind: str,
     name: str,
-    given: Mapping[str, Any],
+    values: Mapping[str, Any],
     base: Path | None = None,
     key: str | None = None,
 ) -> Any:
     """Check the options of a component and return them as it takes them.
 
     For a class with a ``Config`` that is an instance of it, else the keyword arguments as a
-    dict; for a Flower `ClientApp` the options as given. `key` is the section's name in messages.
+    dict; for a Flower `ClientApp` the options as they are. `key` is the section's name in messages.
 
     Raises:
         InputError: a line for each option that is unknown, missing, of a wrong type or range.
@@ -101,11 +101,11 @@ def configure(
     key = key or SECTIONS.get(kind, kind)
     obj = resolve(kind, name, base, f"{key}.name")
     if not callable(obj) or (kind == "clients" and not isinstance(obj, type)):
-        return dict(given)
-    values = validate(
+        return dict(values)
+    checked = validate(
         obj,
         name,
-        given,
+        values,
         key,
         partial(_nested, base, key),
         platform_keys=_platform_keys(kind) if key == SECTIONS.get(kind) else ("name",),
@@ -113,15 +113,15 @@ def configure(
     )
     config = config_class(obj)
     if config is None:
-        return values
+        return checked
     try:
-        return config(**values)
+        return config(**checked)
     except InputError as error:
         raise InputError(_with_key(str(error), key, set(options(obj)))) from None
 
 
 def instantiate(obj: Any, configured: Any, key: str) -> Any:
-    """Return the strategy or client method made of a class and what `configure` returned.
+    """Make a strategy or client method from its class and the options of `configure`.
 
     A Flower `ClientApp` is returned as it is.
 
@@ -136,48 +136,48 @@ def instantiate(obj: Any, configured: Any, key: str) -> Any:
         return obj(**configured)
     except (TypeError, ValueError) as error:
         plain = {k: v for k, v in configured.items() if isinstance(v, int | float | str)}
-        given = ", ".join(f"{k}: {v}" for k, v in plain.items())
+        listed = ", ".join(f"{k}: {v}" for k, v in plain.items())
         raise InputError(
-            f"{key} {obj.__name__!r} refuses its options {{{given}}}: {error}"
+            f"{key} {obj.__name__!r} refuses its options {{{listed}}}: {error}"
         ) from error
 
 
 def default_client(strategy: str) -> str:
-    """Return the client method a strategy comes with: the one of its name, else local SGD."""
+    """Return the client method that a strategy comes with: the one of its name, or local SGD."""
     return strategy if strategy in table_of("clients") else DEFAULT_CLIENT
 
 
 def _written_out(
     kind: str,
     name: str,
-    given: Mapping[str, Any],
+    values: Mapping[str, Any],
     base: Path | None,
     key: str | None = None,
 ) -> dict[str, Any]:
-    """Return a section with an absolute name and the value of every option a file can hold."""
+    """Return a section with an absolute name and every option that a file can hold."""
     obj = resolve(kind, name, base, key and f"{key}.name")
-    configured = configure(kind, name, given, base, key)
+    configured = configure(kind, name, values, base, key)
 
     def nested(type_: Any, section: Mapping[str, Any], place: str) -> dict[str, Any]:
         kind = str(component_kind(type_))
         return _written_out(kind, section["name"], _without_name(section), base)
 
-    entry = known(kind).get(name)
+    entry = entries(kind).get(name)
     full = absolute_reference(name, base) if entry is None else entry.reference
-    filled: dict[str, Any] = {"name": full, **given}
+    filled: dict[str, Any] = {"name": full, **values}
     for option, (annotation, default) in options(obj).items():
-        sections = given.get(option, _sections(default))
+        sections = values.get(option, _sections(default))
         replaced = replace_sections(sections, annotation, option, nested)
         if replaced is not sections:
             filled[option] = replaced
-        elif isinstance(given.get(option), str) and is_callable(annotation):
-            filled[option] = absolute_reference(given[option], base)
+        elif isinstance(values.get(option), str) and is_callable(annotation):
+            filled[option] = absolute_reference(values[option], base)
         else:
             if isinstance(configured, dict):
                 value = configured.get(option, default)
             else:
                 value = getattr(configured, option)
-            # What a file cannot hold stays as given, or is left to its default.
+            # What a file cannot hold stays as written, or is left to its default.
             with contextlib.suppress(TypeError, ValueError):
                 filled[option] = json.loads(json.dumps(value))
     return filled

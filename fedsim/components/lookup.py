@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedsim.components.options import REQUIRED, options
-from fedsim.components.registered import Registered, enter, known, of_program
+from fedsim.components.registered import Registered, add, component_of_program, entries
 from fedsim.config.references import load_reference
 from fedsim.errors import InputError, nearest, reason
 from fedsim.flower.contracts import is_client_app, strategy_class
@@ -94,17 +94,17 @@ def register(kind: str, name: str) -> Callable[[_Component], _Component]:
         InputError: unknown kind, a name that is taken or no name, or an object of another kind.
     """
 
-    def enter_checked(component: _Component) -> _Component:
+    def add_checked(component: _Component) -> _Component:
         source = table_of(kind).get(name)
         if isinstance(source, Path | EntryPoint):
             raise InputError(f"register: {name!r} of {kind} is already {_origin(kind, source)}")
         if ":" in name or not name.strip():
             raise InputError(f"register: a name must be text without ':', got {name!r}")
         _check_kind(kind, name, component, "register")
-        enter(kind, name, component)
+        add(kind, name, component)
         return component
 
-    return enter_checked
+    return add_checked
 
 
 def resolve(kind: str, name: str, base: Path | None = None, key: str | None = None) -> Any:
@@ -120,7 +120,7 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
         raise InputError(_unknown_kind(kind))
     key = key or f"{SECTIONS[kind]}.name"
     if ":" in name:
-        obj = of_program(name) or load_reference(name, base, key)
+        obj = component_of_program(name) or load_reference(name, base, key)
     else:
         table = table_of(kind)
         if name not in table:
@@ -144,7 +144,7 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
 
 
 def table_of(kind: str) -> dict[str, Path | EntryPoint | Registered]:
-    """Return name -> source file (built in), entry point or what the program has registered.
+    """Return name -> source file (built in), entry point or entry of the running program.
 
     Raises:
         InputError: two components of one name.
@@ -168,12 +168,12 @@ def table_of(kind: str) -> dict[str, Path | EntryPoint | Registered]:
             f"two {kind} are named {point.name!r}: {_origin(kind, other)} and "
             f"{_origin(kind, point)}; uninstall one or rename its entry point"
         )
-    return table | known(kind)
+    return table | entries(kind)
 
 
 @lru_cache(maxsize=1)
 def _installed(find: Callable[..., Any], path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
-    """Return the entry points of each kind; kept, as finding them reads every package's files."""
+    """Return the entry points of each kind; cached, as the search reads every package's files."""
     return {kind: list(find(group=f"fedsim.{kind}")) for kind in SECTIONS}
 
 
@@ -197,11 +197,11 @@ def _load_built_in(kind: str, source: Path, name: str, key: str) -> Any:
     except Exception as error:
         raise InputError(f"{key} is {name!r}: {reason(error)}") from error
     if kind in _ARGUMENTS:
-        found = [v for k, v in vars(module).items() if k == source.stem]
-        wanted = f"a function {source.stem}"
+        candidates = [v for k, v in vars(module).items() if k == source.stem]
+        expected = f"a function {source.stem}"
     else:
         parent = _base_class(kind)
-        found = [
+        candidates = [
             v
             for k, v in vars(module).items()
             if isinstance(v, type)
@@ -209,10 +209,10 @@ def _load_built_in(kind: str, source: Path, name: str, key: str) -> Any:
             and v.__module__ == module_name
             and not k.startswith("_")
         ]
-        wanted = f"one subclass of {parent.__name__}"
-    if len(found) != 1:
-        raise InputError(f"{key} is {name!r}, but {source} must define {wanted}")
-    return found[0]
+        expected = f"one subclass of {parent.__name__}"
+    if len(candidates) != 1:
+        raise InputError(f"{key} is {name!r}, but {source} must define {expected}")
+    return candidates[0]
 
 
 def _base_class(kind: str) -> type:
@@ -228,24 +228,24 @@ def _check_kind(kind: str, name: str, obj: Any, key: str) -> None:
         if not _takes(obj, len(_ARGUMENTS[kind])):
             arguments = ", ".join([*_ARGUMENTS[kind], "*, options..."])
             raise InputError(
-                f"{key} must be a function of ({arguments}), got {name!r}, {_what(obj)}"
+                f"{key} must be a function of ({arguments}), got {name!r}, {_object_name(obj)}"
             )
         return
     if kind == "clients" and is_client_app(obj):
         return
     parent = _base_class(kind)
-    wanted = {
+    expected = {
         "strategies": "a strategy, a subclass of fedsim.Strategy or of Flower's Strategy",
         "clients": "a client method, a subclass of fedsim.Client or a Flower ClientApp",
     }[kind]
     if not (isinstance(obj, type) and issubclass(obj, parent)):
-        raise InputError(f"{key} must be {wanted}, got {name!r}, {_what(obj)}")
+        raise InputError(f"{key} must be {expected}, got {name!r}, {_object_name(obj)}")
     if inspect.isabstract(obj):
-        raise InputError(f"{key} must be {wanted} with no abstract method, got {name!r}")
+        raise InputError(f"{key} must be {expected} with no abstract method, got {name!r}")
 
 
 def _takes(obj: Any, count: int) -> bool:
-    """Return whether `obj` can be called with exactly `count` positional arguments and options."""
+    """Whether `obj` can be called with exactly `count` positional arguments and options."""
     if not callable(obj):
         return False
     if isinstance(obj, type) and issubclass(
@@ -262,7 +262,7 @@ def _takes(obj: Any, count: int) -> bool:
     return len(positional) >= count and all(p.default is not p.empty for p in positional[count:])
 
 
-def _what(obj: Any) -> str:
+def _object_name(obj: Any) -> str:
     if isinstance(obj, type):
         for kind in ("strategies", "clients"):
             if issubclass(obj, _base_class(kind)):

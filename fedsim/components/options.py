@@ -68,14 +68,14 @@ def config_class(obj: Any) -> type | None:
 def validate(
     obj: Any,
     component: str,
-    given: Mapping[str, Any],
+    values: Mapping[str, Any],
     key: str,
     build: Replace,
     *,
     platform_keys: tuple[str, ...] = ("name",),
     base: Path | None = None,
 ) -> dict[str, Any]:
-    """Return the options of `given` converted to the types that the component declares.
+    """Return options converted to the types that the component declares.
 
     `key` is the component's section in messages and `platform_keys` those of its keys that are no
     options; `build` makes a nested component of its section.
@@ -83,29 +83,29 @@ def validate(
     Raises:
         InputError: unknown or missing options, or values of a wrong type or range, a line each.
     """
-    known = options(obj)
+    declared = options(obj)
     problems = []
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in known:
-            allowed = [*platform_keys, *known]
+    converted: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in declared:
+            allowed = [*platform_keys, *declared]
             problems.append(
                 f"{key}.{name} is not an option of {component!r} (got {show(value)}); allowed "
                 f"are {', '.join(allowed)}.{nearest(name, allowed)}"
             )
             continue
         try:
-            values[name] = _value(value, known[name][0], f"{key}.{name}", build, base)
+            converted[name] = _value(value, declared[name][0], f"{key}.{name}", build, base)
         except InputError as error:
             problems.append(str(error))
-    for name, (annotation, default) in known.items():
-        if default is REQUIRED and name not in given:
+    for name, (annotation, default) in declared.items():
+        if default is REQUIRED and name not in values:
             problems.append(
                 f"{key}.{name} is missing: {component!r} needs it to be {words(annotation)}"
             )
     if problems:
         raise InputError("\n".join(problems))
-    return values
+    return converted
 
 
 def _value(value: Any, annotation: Any, key: str, build: Replace, base: Path | None) -> Any:

@@ -1,8 +1,8 @@
-"""Names that a program gives its own components with `fedsim.register`.
+"""Components that a program names with `fedsim.register`.
 
-A name stands for where its object was defined, ``pkg.mod:Name`` or ``/path/file.py:Name``. That is
-what an experiment is completed with, so that workers and a later `fedsim resume` find the object
-without the program that gave it the name.
+Experiments are completed with the place where such a component is defined, ``pkg.mod:Name`` or
+``/path/file.py:Name``, so that workers and a later `fedsim resume` find it without the program
+that registered it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAIN = "__main__"
 
 @dataclass(frozen=True)
 class Registered:
-    """A component that has been given a name, and the reference by which others load it."""
+    """A registered component, and the reference by which other processes load it."""
 
     component: Any
     reference: str
@@ -30,36 +30,36 @@ class Registered:
         return (inspect.getdoc(self.component) or "").partition("\n")[0]
 
 
-_known: dict[str, dict[str, Registered]] = {}
+_entries: dict[str, dict[str, Registered]] = {}
 
 
-def known(kind: str) -> dict[str, Registered]:
-    """Return name -> component of what has been registered for a kind."""
-    return _known.get(kind, {})
+def entries(kind: str) -> dict[str, Registered]:
+    """Return name -> registered component of a kind."""
+    return _entries.get(kind, {})
 
 
-def enter(kind: str, name: str, component: Any) -> None:
-    """Give a component a name.
+def add(kind: str, name: str, component: Any) -> None:
+    """Register a component under a name.
 
     Raises:
-        InputError: the name belongs to a component of another place.
+        InputError: a component defined elsewhere has the name.
     """
     reference = reference_of(component, name)
-    other = known(kind).get(name)
+    other = entries(kind).get(name)
     if other is not None and other.reference != reference:
         raise InputError(
             f"register: {name!r} of {kind} is already {other.reference}; give {reference} another "
             "name"
         )
-    _known.setdefault(kind, {})[name] = Registered(component, reference)
+    _entries.setdefault(kind, {})[name] = Registered(component, reference)
 
 
-def of_program(reference: str) -> Any:
-    """Return what the running program registered under a reference to its own file, or None.
+def component_of_program(reference: str) -> Any:
+    """Return the component that the running program registered from this place, or None.
 
-    Loading the file would run the program once more.
+    Loading the program's file would run it once more.
     """
-    for table in _known.values():
+    for table in _entries.values():
         for entry in table.values():
             if entry.reference == reference and entry.component.__module__ == _MAIN:
                 return entry.component
@@ -70,8 +70,8 @@ def reference_of(component: Any, name: str) -> str:
     """Return ``pkg.mod:Name`` or ``/path/file.py:Name`` of a class or function.
 
     Raises:
-        InputError: it is neither, or no other process could load it: defined inside a function, in
-            a notebook's cell or at a prompt.
+        InputError: it is neither, or no other process can load it: it is defined in a function, a
+            notebook or at a prompt.
     """
     where = getattr(component, "__module__", None)
     qualified = getattr(component, "__qualname__", None)

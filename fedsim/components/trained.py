@@ -1,4 +1,4 @@
-"""The final models of runs, from their folders."""
+"""Load the final model of a run from its folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fedsim.params.filters import under
 
 FILE = "model.safetensors"
 FROZEN = "frozen"
-"""Key of the file's metadata: the digest of the tensors that were frozen, which it leaves out."""
+"""Key of the file's metadata: the digest of the frozen tensors, which the file leaves out."""
 
 Digest = Callable[[], str | None]
 
 
 def read_arrays(folder: Path) -> dict[str, Tensor]:
-    """Return the final global model's tensors by state-dict name.
+    """Read the final global model's tensors by state-dict name.
 
     Raises:
         InputError: the run has left no model, or the file is damaged.
@@ -44,8 +44,8 @@ def load_into(module: nn.Module, folder: Path, experiment: Experiment, frozen: D
     `frozen` returns the digest of the frozen tensors for files without it, or None if unknown.
 
     Raises:
-        InputError: as `read_arrays`; the server has a part of a model only; or the frozen part is
-            no longer what it was.
+        InputError: as `read_arrays`; the server has only part of a model; or the frozen part has
+            changed since.
     """
     arrays = read_arrays(folder)
     is_frozen = under(tuple(getattr(module, "frozen", ())))
@@ -57,8 +57,9 @@ def load_into(module: nn.Module, folder: Path, experiment: Experiment, frozen: D
             "arrays() returns what the server has"
         )
     tensors = chain(module.named_parameters(), module.named_buffers())
-    there = {name: tensor for name, tensor in tensors if is_frozen(name)}
-    if there and _recorded(folder, frozen) not in (None, tensors_digest(there)):
+    frozen_tensors = {name: tensor for name, tensor in tensors if is_frozen(name)}
+    digests = (None, tensors_digest(frozen_tensors))
+    if frozen_tensors and _recorded(folder, frozen) not in digests:
         sources = " and ".join(weight_sources(experiment.model.options, "model")) or "its seed"
         raise InputError(
             f"run {folder} had other weights in the frozen part of its model than {sources} "
@@ -76,7 +77,7 @@ def _recorded(folder: Path, otherwise: Digest) -> str | None:
 
 
 def weight_sources(options: Mapping[str, Any], at: str) -> Iterator[str]:
-    """Yield the options of a model, and of models in it, that say where its weights come from."""
+    """Yield the options of a model, and of models in it, that name a source of weights."""
     for key, value in options.items():
         if isinstance(value, Mapping):
             yield from weight_sources(value, f"{at}.{key}")

@@ -1,8 +1,8 @@
-"""The experiment file as typed, frozen models.
+"""Schema of the experiment file, as frozen pydantic models.
 
 `load_experiment` reads YAML or a mapping, applies overrides and checks every key of the
-platform. What a component (data set, strategy, ...) takes beyond that are its *options*: they
-stay as given here and are checked by `fedsim.components.lookup` against the component itself.
+platform. Further keys of a section are the *options* of its component (data set, strategy, ...):
+kept as written here, and checked by `fedsim.components.options` against the component itself.
 
 Every field's description completes the sentence "<key> must be ...", the one a user is told.
 """
@@ -29,7 +29,7 @@ class _Model(BaseModel):
 
 
 class Section(_Model):
-    """A named component and its options; ``options`` are the keys the platform does not know."""
+    """A component by name; keys that the platform does not know are its options."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -37,12 +37,12 @@ class Section(_Model):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keys beyond the platform's own, as written in the file."""
+        """The keys that the platform does not know, as written in the file."""
         return dict(self.model_extra or {})
 
 
 class Augment(_Model):
-    """Random changes of training images, drawn anew for each batch from the client's generator."""
+    """Random changes of training images, drawn for each batch from the client's generator."""
 
     crop: int = Field(default=0, ge=0, description="a whole number of pixels of at least 0")
     flip: bool = Field(default=False, description="true or false")
@@ -54,7 +54,7 @@ class Augment(_Model):
 
 
 class DatasetSection(Section):
-    """The data set, and which part of its training split there is to divide among clients."""
+    """The data set, and how much of its training split is divided among the clients."""
 
     share: Share = Field(default=1.0, description="a fraction in (0, 1]")
     imbalance: float = Field(
@@ -73,7 +73,7 @@ class DatasetSection(Section):
 
 
 class PartitionSection(Section):
-    """How the samples are divided among the clients, and each client's among its splits."""
+    """How samples are divided among clients, and each client's samples among its splits."""
 
     clients: Count = Field(description=_COUNT)
     validation: float = Field(default=0.1, ge=0, lt=1, description=_FRACTION)
@@ -82,7 +82,7 @@ class PartitionSection(Section):
     )
 
     @model_validator(mode="after")
-    def _something_left_to_train_on(self) -> PartitionSection:
+    def _leaves_training_samples(self) -> PartitionSection:
         if not isinstance(self.test, str) and self.validation + self.test >= 1:
             raise PydanticCustomError(
                 "rule",
@@ -93,19 +93,19 @@ class PartitionSection(Section):
 
 
 class ClientSection(Section):
-    """The client method; its name is the strategy's own unless given."""
+    """The client method; without a name, the one that the strategy comes with."""
 
     # A narrower parent type would make every other section's name optional as well.
     name: Text | None = Field(default=None, description="the name of a client method, or null")  # type: ignore[assignment]
 
 
 class Evaluation(_Model):
-    """When and on whom models are evaluated; the last round always is.
+    """When models are evaluated and on which clients; always after the last round.
 
-    On `validation` nothing reads a test sample: models are scored on all clients' validation
-    samples, as options are chosen; `both` has both, to choose a round by. `features` records what
-    the generic model's features look like, `across_domains` how each client's model does on every
-    domain's test samples.
+    With `on: validation` no test sample is read: models are scored on all clients' validation
+    samples, for choosing options; `both` scores both, for choosing a round. `features` records
+    statistics of the generic model's features, `across_domains` scores each client's model on
+    every domain's test samples.
     """
 
     every: Count = Field(default=1, description="a whole number of rounds, at least 1")
@@ -130,7 +130,7 @@ class Evaluation(_Model):
 
 
 class Engine(_Model):
-    """What executes the clients; ``cpus`` and ``gpus`` are a worker's share of a machine."""
+    """The backend that runs the clients; ``cpus`` and ``gpus`` are those of one worker."""
 
     name: Literal["serial", "ray"] = Field(default="ray", description="'serial' or 'ray'")
     workers: Count | None = Field(default=None, description=f"{_COUNT}, or null")
@@ -146,7 +146,7 @@ class Engine(_Model):
 
 
 class Screening(_Model):
-    """What happens to an update that is not fit to be aggregated."""
+    """Handling of updates that are unfit to be aggregated."""
 
     policy: Literal["drop", "clip", "abort"] = Field(
         default="drop", description="'drop', 'clip' or 'abort'"
@@ -158,7 +158,7 @@ class Screening(_Model):
 
 
 class Checkpoint(_Model):
-    """How often the state is saved; the last round always is."""
+    """How often the state is saved; always after the last round."""
 
     every: Count = Field(default=1, description="a whole number of rounds, at least 1")
     min_seconds: float = Field(
@@ -167,7 +167,7 @@ class Checkpoint(_Model):
 
 
 class Experiment(_Model):
-    """One experiment with one seed: everything that decides a run's results."""
+    """One experiment with one seed: everything that determines a run's results."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}$")] = (
         Field(
@@ -226,7 +226,7 @@ class Experiment(_Model):
 
     @property
     def cohort_size(self) -> int:
-        """Number of clients sampled a round: the count, or the fraction rounded half up."""
+        """Number of clients sampled per round: the count, or the fraction rounded half up."""
         if isinstance(self.participation, int):
             return self.participation
         # Decimal, since 0.29 * 50 is 14.499999999999998 in binary.

@@ -1,4 +1,4 @@
-"""Reading an experiment: a YAML file or a mapping, with overrides, to a checked `Experiment`."""
+"""Read and check an experiment: a YAML file or a mapping, with overrides."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_experiment(
     applied in order; each replaces the whole value of its key.
 
     Raises:
-        InputError: one message with a line for each problem found.
+        InputError: one message with a line for each problem.
     """
     if isinstance(source, Mapping):
         label, data = "experiment", source
@@ -79,12 +79,12 @@ def join_problems(label: str, problems: Sequence[str]) -> str:
 
 
 def is_sweep(data: Mapping[str, Any]) -> bool:
-    """Whether what a file holds is a sweep rather than an experiment."""
+    """Whether the content of a file is a sweep rather than an experiment."""
     return "rounds" not in data and ("base" in data or "variants" in data)
 
 
 def read_mapping(path: Path) -> Mapping[str, Any]:
-    """Return what an experiment file or a sweep file holds.
+    """Read the mapping in an experiment file or a sweep file.
 
     Raises:
         InputError: there is no such file, or it is not a mapping in YAML.
@@ -115,7 +115,7 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
 
 
 def _plain(value: Any, key: str, depth: int = 0) -> Any:
-    """Return a copy made of dict, list, str, int, float, bool and None only."""
+    """Return a copy that consists of dict, list, str, int, float, bool and None only."""
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, Integral):
@@ -178,7 +178,7 @@ def _replace(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
 def _problems(
     error: ValidationError, tree: Mapping[str, Any], overridden: Sequence[str]
 ) -> list[str]:
-    """Return one sentence a key; of a union's errors on one key only the first is told."""
+    """Return one sentence per key; of a union's errors on a key, only the first."""
     problems: dict[str, str] = {}
     for e in error.errors(include_url=False):
         if e["type"] == "rule":
@@ -214,7 +214,7 @@ def _problems(
 def _locate(loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel], str]:
     """Return the key path, the model that owns its last name, and that field's description.
 
-    A location also names the members of unions; it is cut at the first name that is no field.
+    A location also names the members of unions: it is cut at the first name that is no field.
     """
     owner: type[BaseModel] = Experiment
     path: list[str] = []

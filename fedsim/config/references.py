@@ -1,6 +1,6 @@
-"""Objects by reference: ``pkg.mod:Name`` and ``./file.py:Name``.
+"""Load objects by reference: ``pkg.mod:Name`` and ``./file.py:Name``.
 
-Whatever goes wrong becomes one sentence that names the file and line at fault.
+Every failure becomes one sentence that names the file and line at fault.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from fedsim.errors import InputError, nearest, reason
 
 
 def is_file_reference(name: str) -> bool:
-    """Return whether `name` points into a Python file: ``<path>.py:<name>``."""
+    """Whether `name` refers to a Python file: ``<path>.py:<name>``."""
     return name.rpartition(":")[0].endswith(".py")
 
 
 def load_reference(name: str, base: Path | None = None, key: str = "name") -> Any:
-    """Return the object that ``pkg.mod:Name`` or ``<path>.py:Name`` stands for.
+    """Return the object that ``pkg.mod:Name`` or ``<path>.py:Name`` refers to.
 
     Raises:
         InputError: the module, file or attribute is missing or broken.
@@ -52,7 +52,7 @@ def absolute_reference(name: str, base: Path | None = None, key: str = "name") -
 
 
 def find_file(name: str, base: Path | None, key: str) -> Path:
-    """Return the resolved path of a file reference: relative to `base`, else to the work folder."""
+    """Return the resolved path of a file reference: in `base`, else in the working folder."""
     path = Path(name.rpartition(":")[0]).expanduser()
     folders = [Path.cwd()] if base is None else [base, Path.cwd()]
     tried = list(dict.fromkeys((folder / path).resolve() for folder in folders))
@@ -65,16 +65,16 @@ def find_file(name: str, base: Path | None, key: str) -> Path:
 def load_file(path: Path, key: str = "name") -> ModuleType:
     """Import a Python file under a module name derived from its resolved path.
 
-    The module is entered in ``sys.modules``, where dataclasses and pickle look classes up, and
+    The module is kept in ``sys.modules``, where dataclasses and pickle look classes up, and is
     run again only when the file's content has changed.
     """
     path = path.resolve()
     tag = hashlib.sha256(str(path).encode()).hexdigest()[:12]
     module_name = f"fedsim_file_{path.stem}_{tag}"
     content = hashlib.sha256(path.read_bytes()).hexdigest()
-    known = sys.modules.get(module_name)
-    if known is not None and getattr(known, "__content__", None) == content:
-        return known
+    before = sys.modules.get(module_name)
+    if before is not None and getattr(before, "__content__", None) == content:
+        return before
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{key}: {path} cannot be loaded as a Python file")
@@ -82,13 +82,13 @@ def load_file(path: Path, key: str = "name") -> ModuleType:
     vars(module)["__content__"] = content
     sys.modules[module_name] = module
     try:
-        # Compiled here: the cached bytecode goes by the file's time and size, and an edit within
-        # a second that keeps the size would be missed.
+        # Compiled here, as cached bytecode is matched by the file's time and size: an edit within
+        # the same second that keeps the size would be missed.
         exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
         sys.modules.pop(module_name)
-        if known is not None:
-            sys.modules[module_name] = known
+        if before is not None:
+            sys.modules[module_name] = before
         raise InputError(f"{key}: {reason(error, path)}") from error
     return module
 

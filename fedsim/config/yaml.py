@@ -1,4 +1,4 @@
-"""YAML as an experiment file needs it: no surprises, and errors with line and column.
+"""YAML for experiment files: scalars of YAML 1.2, and errors with line and column.
 
 PyYAML follows YAML 1.1, where ``1e-3`` is a string, ``on`` a boolean, ``010`` eight and
 ``1:30`` ninety. Here numbers and booleans are those of YAML 1.2, digits may be grouped
@@ -58,12 +58,12 @@ _RESOLVERS = [
 ]
 for _tag, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
-# Quote strings that read as numbers here, beside those that do in YAML 1.1.
+# Quote strings that read as numbers here, besides those that do in YAML 1.1.
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def parse_yaml(text: str, label: str) -> Any:
-    """Return the one document in `text`, None if it is empty.
+    """Parse the one document in `text`; None if it is empty.
 
     Raises:
         InputError: a syntax error or a repeated key, with `label`, line and column.
@@ -87,7 +87,7 @@ def parse_yaml(text: str, label: str) -> Any:
 
 
 def dump_yaml(data: Any) -> str:
-    """Return the mapping `data` as YAML in its own order, a line for each top-level key."""
+    """Format the mapping `data` as YAML in its order, with a line for each top-level key."""
     for readable in (True, False):
         text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=readable, width=100)
         # Unescaped, Unicode's own line breaks would be read back as spaces.
@@ -97,7 +97,7 @@ def dump_yaml(data: Any) -> str:
 
 
 def show(value: object) -> str:
-    """Return `value` as a message names it: as YAML writes it where Python differs."""
+    """Format `value` for a message: as in Python, but null, true and false as in YAML."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(value)

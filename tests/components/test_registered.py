@@ -55,7 +55,7 @@ if __name__ == "__main__":
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
-    registered._known.clear()
+    registered._entries.clear()
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_a_file_that_registers_may_be_loaded_again(tmp_path: Path) -> None:
     path = tmp_path / "rules.py"
     path.write_text(PROGRAM)
     load_file(path)
-    assert registered.known("strategies")["half"].reference == f"{path}:Half"
+    assert registered.entries("strategies")["half"].reference == f"{path}:Half"
     path.write_text(PROGRAM.replace("Half of", "A half of"))
     load_file(path)
     assert lookup.names("strategies")["half"] == "A half of the mean update."
