@@ -245,21 +245,19 @@ def _check_kind(kind: str, name: str, obj: Any, key: str) -> None:
 
 
 def _takes(obj: Any, count: int) -> bool:
-    """Whether `obj` can be called with exactly `count` positional arguments and options."""
-    if not callable(obj):
-        return False
+    """Whether `obj` is a function of `count` positional arguments, besides options by keyword."""
     if isinstance(obj, type) and issubclass(
         obj, (_base_class("strategies"), _base_class("clients"))
     ):
         return False
     try:
-        parameters = inspect.signature(obj).parameters.values()
+        signature = inspect.signature(obj)
+        parameters = signature.parameters.values()
+        required = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+        signature.bind(*[None] * count, **dict.fromkeys(required))
     except (TypeError, ValueError):
         return False
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return True
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(positional) >= count and all(p.default is not p.empty for p in positional[count:])
+    return True
 
 
 def _object_name(obj: Any) -> str:

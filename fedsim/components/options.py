@@ -19,7 +19,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import SchemaError
 
 from fedsim.components.option_types import Replace, is_callable, replace_sections, text_type, words
-from fedsim.config.ranges import check_range, evaluate_type, field_types
+from fedsim.config.ranges import RANGE_ERROR, check_range, evaluate_type, field_types
 from fedsim.config.references import load_reference
 from fedsim.config.yaml import show
 from fedsim.errors import InputError, nearest
@@ -120,9 +120,7 @@ def _value(value: Any, annotation: Any, key: str, build: Replace, base: Path | N
         if not isinstance(value, str):
             raise InputError(f"{key} must be {made_of_text.words}, got {show(value)}")
         return made_of_text(value)
-    converted = _convert(value, annotation, key)
-    check_range(key, annotation, converted)
-    return converted
+    return _convert(value, annotation, key)
 
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:
@@ -145,9 +143,12 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
         # JSON mode is strict about scalars yet makes a tuple or set of a list.
         return adapter.validate_json(text, strict=True)
     except ValidationError as error:
+        errors = error.errors(include_url=False)
+        if any(e["type"] == RANGE_ERROR for e in errors):
+            check_range(key, annotation, value)
         constraints = [
             e["msg"][len("Input should be ") :]
-            for e in error.errors(include_url=False)
+            for e in errors
             if e["msg"].startswith("Input should be ") and e.get("ctx")
         ]
         allowed = words(annotation)

@@ -15,12 +15,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from fedsim.config.ranges import (
+    Count,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveFraction,
+    ProperFraction,
+)
+
 _COUNT = "a whole number of at least 1"
 _FRACTION = "a number in [0, 1)"
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -44,19 +51,19 @@ class Section(_Model):
 class Augment(_Model):
     """Random changes of training images, drawn for each batch from the client's generator."""
 
-    crop: int = Field(default=0, ge=0, description="a whole number of pixels of at least 0")
+    crop: NonNegativeInt = Field(default=0, description="a whole number of pixels of at least 0")
     flip: bool = Field(default=False, description="true or false")
-    jitter: float = Field(default=0.0, ge=0, lt=1, description=_FRACTION)
-    grayscale: float = Field(default=0.0, ge=0, le=1, description="a probability in [0, 1]")
-    cutout: int = Field(default=0, ge=0, description="a whole number of pixels of at least 0")
-    scale: float = Field(default=0.0, ge=0, lt=1, description=_FRACTION)
-    blur: float = Field(default=0.0, ge=0, le=1, description="a probability in [0, 1]")
+    jitter: ProperFraction = Field(default=0.0, description=_FRACTION)
+    grayscale: Fraction = Field(default=0.0, description="a probability in [0, 1]")
+    cutout: NonNegativeInt = Field(default=0, description="a whole number of pixels of at least 0")
+    scale: ProperFraction = Field(default=0.0, description=_FRACTION)
+    blur: Fraction = Field(default=0.0, description="a probability in [0, 1]")
 
 
 class DatasetSection(Section):
     """The data set, and how much of its training split is divided among the clients."""
 
-    share: Share = Field(default=1.0, description="a fraction in (0, 1]")
+    share: PositiveFraction = Field(default=1.0, description="a fraction in (0, 1]")
     imbalance: float = Field(
         default=1.0, ge=1, allow_inf_nan=False, description="a number of at least 1"
     )
@@ -76,8 +83,8 @@ class PartitionSection(Section):
     """How samples are divided among clients, and each client's samples among its splits."""
 
     clients: Count = Field(description=_COUNT)
-    validation: float = Field(default=0.1, ge=0, lt=1, description=_FRACTION)
-    test: Annotated[float, Field(ge=0, lt=1)] | Literal["matched", "domain", "classes"] = Field(
+    validation: ProperFraction = Field(default=0.1, description=_FRACTION)
+    test: ProperFraction | Literal["matched", "domain", "classes"] = Field(
         default=0.1, description=f"{_FRACTION}, 'matched', 'domain' or 'classes'"
     )
 
@@ -110,7 +117,7 @@ class Evaluation(_Model):
 
     every: Count = Field(default=1, description="a whole number of rounds, at least 1")
     personal: bool = Field(default=True, description="true or false")
-    clients: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+    clients: NonNegativeInt | Literal["all"] = Field(
         default=1000, description="a whole number of clients of at least 0, or 'all'"
     )
     batch_size: Count = Field(default=512, description=_COUNT)
@@ -134,15 +141,13 @@ class Engine(_Model):
 
     name: Literal["serial", "ray"] = Field(default="ray", description="'serial' or 'ray'")
     workers: Count | None = Field(default=None, description=f"{_COUNT}, or null")
-    cpus: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="a number above 0")
-    gpus: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="a number of at least 0"
-    )
+    cpus: Positive = Field(default=1.0, description="a number above 0")
+    gpus: NonNegative = Field(default=0.0, description="a number of at least 0")
     address: Text | None = Field(default=None, description="the address of a Ray cluster, or null")
-    timeout: PositiveSeconds | None = Field(
+    timeout: Positive | None = Field(
         default=None, description="a number of seconds above 0, or null"
     )
-    max_restarts: int = Field(default=20, ge=0, description="a whole number of at least 0")
+    max_restarts: NonNegativeInt = Field(default=20, description="a whole number of at least 0")
 
 
 class Screening(_Model):
@@ -152,7 +157,7 @@ class Screening(_Model):
         default="drop", description="'drop', 'clip' or 'abort'"
     )
     max_norm: float = Field(default=1e6, gt=0, description="a number above 0")
-    min_survivors: Count | Share = Field(
+    min_survivors: Count | PositiveFraction = Field(
         default=1, description="a count of at least 1 or a fraction of the cohort in (0, 1]"
     )
 
@@ -161,9 +166,7 @@ class Checkpoint(_Model):
     """How often the state is saved; always after the last round."""
 
     every: Count = Field(default=1, description="a whole number of rounds, at least 1")
-    min_seconds: float = Field(
-        default=2.0, ge=0, allow_inf_nan=False, description="a number of seconds of at least 0"
-    )
+    min_seconds: NonNegative = Field(default=2.0, description="a number of seconds of at least 0")
 
 
 class Experiment(_Model):
@@ -188,7 +191,7 @@ class Experiment(_Model):
     client: ClientSection = Field(
         default=ClientSection(), description="a mapping of options, such as {epochs: 1, lr: 0.1}"
     )
-    participation: Count | Share = Field(
+    participation: Count | PositiveFraction = Field(
         description="a fraction in (0, 1] or a whole number of clients of at least 1"
     )
     evaluation: Evaluation = Field(

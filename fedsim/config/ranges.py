@@ -14,10 +14,16 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Union, get_args, get_origin
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
 
 from fedsim.config.yaml import show
 from fedsim.errors import InputError
+
+RANGE_ERROR: Final = "range"
+"""Type of pydantic's error for a number out of its `Range`."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,16 @@ class Range:
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, Real) and self.holds(value)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        def validate(value: Any) -> Any:
+            if value not in self:
+                raise PydanticCustomError(RANGE_ERROR, "a number out of its range")
+            return value
+
+        return core_schema.no_info_after_validator_function(validate, handler(source))
 
 
 Positive = Annotated[float, Range("> 0 and finite", lambda x: 0 < x < math.inf)]

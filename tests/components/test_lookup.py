@@ -31,6 +31,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt
 from flwr.clientapp import ClientApp
 from fedsim.client import Client
+from fedsim.config.ranges import Count, Positive
 from fedsim.errors import check
 from fedsim.strategy import Strategy
 
@@ -42,6 +43,8 @@ class Mine(Strategy):
         sizes: tuple[int, ...] = (1, 2)
         mode: bool | Literal["auto"] = "auto"
         eta: Annotated[float, Gt(0)] = 1.0
+        mu: Positive | None = None
+        drops: tuple[Count, ...] = ()
         def __post_init__(self):
             check(0 <= self.beta < 1, "mine.beta must be in [0, 1)", self.beta)
 
@@ -178,6 +181,11 @@ BAD_OPTIONS: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ("strategies", "Mine", {"sizes": [1.5]}, ["strategy.sizes", "got [1.5]"]),
     ("strategies", "Mine", {"mode": "x"}, ["strategy.mode must be true or false or 'auto'", "'x'"]),
     ("strategies", "Mine", {"eta": 0}, ["strategy.eta must be a number, greater than 0, got 0"]),
+    ("strategies", "Mine", {"mu": -1}, ["strategy.mu must be > 0 and finite, got -1"]),
+    ("strategies", "Mine", {"mu": "x"}, ["strategy.mu must be a number or null, got 'x'"]),
+    ("strategies", "Mine", {"mu": float("nan")}, ["strategy.mu must be > 0 and finite, got nan"]),
+    ("strategies", "Mine", {"drops": [1, 0]}, ["strategy.drops must be a list, each >= 1, got"]),
+    ("strategies", "Mine", {"drops": [2.5]}, ["strategy.drops must be a list, each a whole numb"]),
     ("clients", "MyClient", {"lrr": 1}, ["client.lrr ", "Did you mean 'lr'?", "client.lr is miss"]),
     ("clients", "MyClient", {"lr": -1}, ["client.lr must be above 0, got -1"]),
     ("partitions", "part", {"alph": 1}, ["partition.alph ", "clients, validation, test, alpha"]),
@@ -354,6 +362,8 @@ def test_complete_writes_everything_out_and_means_the_same_elsewhere(folder: Pat
         "sizes": [5],
         "mode": "auto",
         "eta": 1.0,
+        "mu": None,
+        "drops": [],
     }
     assert done.client.model_dump() == {
         "name": f"{folder}/mine.py:MyClient",
