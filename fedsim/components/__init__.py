@@ -1,1 +1,1 @@
-"""Components by name: looked up, their options checked, built."""
+"""Look components up by name, check their options, build them."""

@@ -130,12 +130,12 @@ def replace_sections(value: Any, annotation: Any, key: str, replace: Replace) ->
     if origin in _LISTS:
         if not isinstance(value, list | tuple):
             return value
-        places = (f"{key}.{place}" for place in range(len(value)))
         return tuple(
-            replace_sections(item, arguments[0], place, replace)
-            for item, place in zip(value, places, strict=True)
+            replace_sections(item, arguments[0], f"{key}.{place}", replace)
+            for place, item in enumerate(value)
         )
-    what, example = _EXAMPLES[str(component_kind(arguments[1] if arguments else annotation))]
+    kind = component_kind(arguments[1] if origin in _MAPPINGS else annotation)
+    what, example = _EXAMPLES.get(str(kind), ("component", "NAME"))
     if origin in _MAPPINGS:
         if not isinstance(value, Mapping):
             raise InputError(
@@ -161,6 +161,6 @@ def _names_components(annotation: Any) -> bool:
 
 
 def _has_shape(value: Any, annotation: Any) -> bool:
-    """Whether a value is a list, or else a mapping, as a type that names components wants it."""
+    """Whether a value is a list or a mapping, whichever a type that names components takes."""
     shape = list | tuple if get_origin(annotation) in _LISTS else Mapping
     return isinstance(value, shape)

@@ -109,7 +109,7 @@ def validate(
 
 
 def _value(value: Any, annotation: Any, key: str, build: Replace, base: Path | None) -> Any:
-    """Return the value that an option of this type takes for the one in an experiment file."""
+    """Return the value of an option, of its type, for the value in an experiment file."""
     built = replace_sections(value, annotation, key, build)
     if built is not value:
         return built
@@ -131,7 +131,7 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
     try:
         plain = not (isinstance(annotation, type) and dataclasses.is_dataclass(annotation))
         adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=settings if plain else None)
-    except (PydanticUserError, SchemaError):  # a type pydantic knows nothing of
+    except (PydanticUserError, SchemaError):  # a type that pydantic cannot check
         return value
     try:
         text = json.dumps(value)
