@@ -13,6 +13,7 @@ import torch
 import fedsim
 from fedsim.client import Update
 from fedsim.components import build, lookup
+from fedsim.components.options import REQUIRED, options
 from fedsim.data.partition import Manifest
 from fedsim.data.views import View
 from fedsim.engine.jobs import Assignment, Block, WorkerSpec
@@ -53,8 +54,8 @@ DETECTING = ("fedsto", "ssfl-fedbn", "ssfl-feddyn", "ssfl-fedopt")
 
 def required(kind: str, name: str) -> dict[str, Any]:
     """Return values for the options that have no default: none so far."""
-    options = lookup.options(lookup.resolve(kind, name))
-    missing = [option for option, (_, default) in options.items() if default is lookup.REQUIRED]
+    defaults = options(lookup.resolve(kind, name))
+    missing = [option for option, (_, default) in defaults.items() if default is REQUIRED]
     assert not missing, f"{name} needs {missing}; give them here"
     return {}
 

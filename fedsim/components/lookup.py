@@ -18,21 +18,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedsim.components.options import REQUIRED, options
 from fedsim.components.registered import Registered, add, component_of_program, entries
 from fedsim.config.references import load_reference
 from fedsim.errors import InputError, nearest, reason
 from fedsim.flower.contracts import is_client_app, strategy_class
-
-__all__ = [
-    "KINDS",
-    "REQUIRED",
-    "SECTIONS",
-    "names",
-    "options",
-    "register",
-    "resolve",
-]
 
 SECTIONS = {
     "strategies": "strategy",
