@@ -45,16 +45,17 @@ def _named(section: str, options: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
+def _check_type(value: Any, expected: type, words: str, name: str) -> None:
+    if not isinstance(value, expected):
+        raise InputError(f"{name} must return a {words}, got {type(value).__name__}")
+
+
 def build_dataset(experiment: Experiment) -> Dataset:
     """Load the experiment's data set."""
     function, options = _build(experiment, "datasets")
     with _named("dataset", options):
         dataset = function(**options)
-    if not isinstance(dataset, Dataset):
-        raise InputError(
-            f"dataset.name {experiment.dataset.name!r} must return a fedsim Dataset, got "
-            f"{type(dataset).__name__}"
-        )
+    _check_type(dataset, Dataset, "fedsim Dataset", f"dataset.name {experiment.dataset.name!r}")
     kind = dataset.card.kind
     if experiment.dataset.augment is not None and kind == "text":
         raise InputError(
@@ -149,12 +150,10 @@ def build_model(experiment: Experiment, card: Card) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(rng.derive(experiment.seed, "model"))
         with _named("model", options):
-            module = call_model(function, card.input_shape, len(card.classes), card, options)
-    if not isinstance(module, nn.Module):
-        raise InputError(
-            f"model.name {experiment.model.name!r} must return a torch Module, got "
-            f"{type(module).__name__}"
-        )
+            module: nn.Module = call_model(
+                function, card.input_shape, len(card.classes), card, options
+            )
+    _check_type(module, nn.Module, "torch Module", f"model.name {experiment.model.name!r}")
     return module
 
 
