@@ -17,7 +17,7 @@ from fedsim.params import Layout, Params, Rows
 
 
 def vector(*values: float) -> torch.Tensor:
-    return torch.tensor(values)
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def screened(update: Any, weight: Any = 3.0, **settings: Any) -> Report:
