@@ -14,11 +14,9 @@ import gc
 import time
 from typing import Any
 
-from fedsim.components.build import group_size
 from fedsim.config.reading import digest
 from fedsim.engine.jobs import Executor, RoundLog
 from fedsim.engine.schedule import Plan, Scheduler
-from fedsim.engine.screening import RoundScreen
 from fedsim.errors import RunFailed
 from fedsim.flower.contracts import is_client_app
 from fedsim.params import Params
@@ -28,11 +26,10 @@ from fedsim.rounds.progress import Progress
 from fedsim.rounds.rows import client_means
 from fedsim.rounds.scoring import Scoring, evaluation_clients
 from fedsim.rounds.server import OwnServer, Server, has_hooks_only
-from fedsim.rounds.setup import Parts
+from fedsim.rounds.setup import Parts, make_scheduler
 from fedsim.runs import checkpoint
 from fedsim.runs.client_states import StateStore
 from fedsim.runs.folder import RunFolder
-from fedsim.strategy import Pooled
 
 
 class RoundLoop:
@@ -56,6 +53,11 @@ class RoundLoop:
         self._journal = Journal(folder.path, self._scoring.headline, split, executor, progress)
         self._round = 0
         self._saved_at = 0.0
+
+    @property
+    def params(self) -> Params | None:
+        """The generic model after the latest round."""
+        return self._server.params
 
     def resume(self) -> int:
         """Continue from the newest intact checkpoint; return its round, 0 if there is none."""
@@ -170,23 +172,6 @@ class RoundLoop:
             self._journal.close()
         finally:
             self._states.close()
-
-
-def make_scheduler(
-    parts: Parts, initial: Params, executor: Executor, states: StateStore
-) -> Scheduler:
-    """Return the scheduler of an experiment's clients."""
-    experiment, client = parts.experiment, parts.client
-    app = is_client_app(client)
-    return Scheduler(
-        executor,
-        parts.manifest,
-        states,
-        RoundScreen(experiment.screening, uniform=app or client.alike),
-        initial.flat.numel(),
-        group_size=1 if app else group_size(experiment, client, parts.model.module),
-        pooled=isinstance(parts.strategy, Pooled),
-    )
 
 
 def make_server(

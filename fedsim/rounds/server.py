@@ -85,7 +85,7 @@ class OwnServer:
     def plan(self, round: int) -> Plan:
         strategy, experiment = self._strategy, self._experiment
         with seeded_globals(experiment.seed, "strategy/configure", round):
-            cohort = sorted(strategy.cohort(round, experiment.partition.clients))
+            cohort = self._cohort(round)
             if not cohort:
                 return Plan(round, True, [])
             payload = Payload.of(strategy.configure(strategy.state, round, cohort))
@@ -93,6 +93,19 @@ class OwnServer:
         # A mean over what each client adds to the payload's keys is screened singly first.
         mean = strategy.weighted_mean and self._sends <= keys
         return Plan(round, True, [_dispatch(round, cohort, payload)], mean)
+
+    def _cohort(self, round: int) -> list[int]:
+        """Return the clients that the strategy draws, in ascending order."""
+        population = self._experiment.partition.clients
+        cohort = sorted(self._strategy.cohort(round, population))
+        if len(set(cohort)) < len(cohort) or (
+            cohort and not 0 <= cohort[0] <= cohort[-1] < population
+        ):
+            raise RunFailed(
+                f"round {round}: strategy {self._experiment.strategy.name!r} must draw distinct "
+                f"clients of 0..{population - 1}, got {cohort}"
+            )
+        return cohort
 
     def take(self, round: int, log: RoundLog) -> dict[str, float]:
         strategy = self._strategy

@@ -18,11 +18,15 @@ from fedsim.config.experiment import Experiment
 from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Manifest
 from fedsim.data.views import View
+from fedsim.engine.jobs import Executor
 from fedsim.engine.process import driver_device
+from fedsim.engine.schedule import Scheduler
+from fedsim.engine.screening import RoundScreen
 from fedsim.errors import InputError
 from fedsim.flower.contracts import is_client_app, is_strategy_class
-from fedsim.params import FlatModel
-from fedsim.strategy import ServerContext, Strategy
+from fedsim.params import FlatModel, Params
+from fedsim.runs.client_states import StateStore
+from fedsim.strategy import Pooled, ServerContext, Strategy
 
 
 @dataclass
@@ -114,4 +118,21 @@ def server_context(parts: Parts) -> ServerContext:
         server=server,
         public=len(owned) > 0 and len(parts.manifest.public_rows) == len(owned),
         modalities=parts.manifest.modality,
+    )
+
+
+def make_scheduler(
+    parts: Parts, initial: Params, executor: Executor, states: StateStore
+) -> Scheduler:
+    """Return the scheduler of an experiment's clients."""
+    experiment, client = parts.experiment, parts.client
+    app = is_client_app(client)
+    return Scheduler(
+        executor,
+        parts.manifest,
+        states,
+        RoundScreen(experiment.screening, uniform=app or client.alike),
+        initial.flat.numel(),
+        group_size=1 if app else group_size(experiment, client, parts.model.module),
+        pooled=isinstance(parts.strategy, Pooled),
     )

@@ -17,8 +17,7 @@ from fedsim.engine.client_app import state_to_tree
 from fedsim.engine.executors import open_executor
 from fedsim.engine.grid import SimulationGrid
 from fedsim.errors import InputError, RunFailed
-from fedsim.rounds.loop import make_scheduler
-from fedsim.rounds.setup import build_parts
+from fedsim.rounds.setup import build_parts, make_scheduler
 from fedsim.runs.client_states import StateStore
 from fedsim.strategy import ServerContext
 from tests.rounds.test_survival import interrupted
