@@ -189,6 +189,8 @@ def _sections(default: Any) -> Any:
         return default.section
     if isinstance(default, list | tuple):
         return [_sections(item) for item in default]
+    if isinstance(default, Mapping):
+        return {name: _sections(item) for name, item in default.items()}
     return default
 
 

@@ -203,8 +203,8 @@ from fedsim.models.cnn import cnn
 TWO = Model("cnn", cnn, {"hidden": 2}), Model("cnn", cnn, {"hidden": 4})
 
 def many(shape, classes, *, both: tuple[Model, ...] = TWO, none: list[Model] = (),
-         other: Model | str = "x"):
-    return both, none, other
+         other: Model | str = "x", named: dict[str, Model] = {"a": TWO[0]}):
+    return both, none, other, named
 
 def model(shape, classes, *, first: Model | None = None, others: tuple[Model, ...] = (),
           named: dict[str, Model] | None = None, either: Model | tuple[Model, ...] = ()):
@@ -255,6 +255,7 @@ def test_lists_of_components_are_written_out_and_read_again(tmp_path: Path) -> N
     options = done.model.options
     assert [(m["name"], m["hidden"]) for m in options["both"]] == [("cnn", 2), ("cnn", 4)]
     assert (options["none"], options["other"]) == ([], "x")
+    assert (options["named"]["a"]["name"], options["named"]["a"]["hidden"]) == ("cnn", 2)
     assert complete(done, tmp_path).model.options == options
     named = {**tree, "model": {"name": "./lists.py:many", "other": {"name": "mlp"},
                                "none": [{"name": "cnn"}]}}  # fmt: skip
