@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fedsim.config.ranges import NonNegative
-from fedsim.training.local_sgd import Fit, LocalSGD
+from fedsim.training.local_sgd import Fit, LocalSGD, proximal
 
 
 class FedProx(LocalSGD):
@@ -24,5 +23,4 @@ class FedProx(LocalSGD):
         if "anchor" not in fit.scratch:
             model, device = fit.payload["model"], fit.ctx.device
             fit.scratch["anchor"] = [model[name].to(device) for name in fit.names]
-        away = torch._foreach_sub(fit.parameters, fit.scratch["anchor"])
-        return list(torch._foreach_add(grads, away, alpha=self.config.mu))
+        return proximal(grads, fit.parameters, fit.scratch["anchor"], self.config.mu)

@@ -35,7 +35,7 @@ from fedsim.maths.orthogonality import Orthogonality
 from fedsim.models.detector import Detections
 from fedsim.params import FlatModel, Params
 from fedsim.params.filters import in_backbone
-from fedsim.training.local_sgd import Fit, LocalSGD
+from fedsim.training.local_sgd import Fit, LocalSGD, TrainingContext, proximal
 
 
 class FedSTO(LocalSGD):
@@ -72,7 +72,7 @@ class FedSTO(LocalSGD):
         state: Any,
         view: View,
         rng: torch.Generator,
-        ctx: ClientContext,
+        ctx: TrainingContext,
         *,
         epochs: int | None = None,
         trainable: Callable[[str], bool] | None = None,
@@ -136,8 +136,7 @@ class FedSTO(LocalSGD):
             return grads
         if "anchor" not in fit.scratch:
             fit.scratch["anchor"] = [p.detach().clone() for p in fit.parameters]
-        away = torch._foreach_sub(fit.parameters, fit.scratch["anchor"])
-        return list(torch._foreach_add(grads, away, alpha=self.config.mu))
+        return proximal(grads, fit.parameters, fit.scratch["anchor"], self.config.mu)
 
     def after_step(self, fit: Fit) -> None:
         fit.scratch["teacher"].flat.lerp_(fit.ctx.model.flat, 1 - self.config.alpha)

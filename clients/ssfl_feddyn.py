@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clients.fedsto import FedSTO
 from fedsim.client import ClientContext, Tree
-from fedsim.training.local_sgd import Fit
+from fedsim.training.local_sgd import Fit, proximal
 
 
 class SSFLFedDyn(FedSTO):
@@ -26,8 +26,7 @@ class SSFLFedDyn(FedSTO):
             views = fit.ctx.model.layout.views(h)
             fit.scratch["h"] = [views[name] for name in fit.names]
             fit.scratch["start"] = [p.detach().clone() for p in fit.parameters]
-        away = torch._foreach_sub(fit.parameters, fit.scratch["start"])
-        pulled = torch._foreach_add(grads, away, alpha=fit.payload["a"])
+        pulled = proximal(grads, fit.parameters, fit.scratch["start"], fit.payload["a"])
         return super().gradient(fit, list(torch._foreach_sub(pulled, fit.scratch["h"])))
 
     def keep(self, fit: Fit) -> Tree:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.client import ClientContext, Metrics, Tree, Update
+from fedsim.client import Metrics, Tree, Update
 from fedsim.config.ranges import (
     CheckedConfig,
     Count,
@@ -37,7 +37,7 @@ from fedsim.maths.orthogonality import Orthogonality, Sides
 from fedsim.params import Params
 from fedsim.params.filters import in_backbone
 from fedsim.strategy import ServerContext, Strategy, mean_update
-from fedsim.training.local_sgd import Fit, LocalSGD
+from fedsim.training.local_sgd import SGD, Fit, ServerRound
 
 Ortho = Literal["none", "srip_min", "srip_two_sided"]
 SIDES: dict[Ortho, Sides] = {"none": "shorter", "srip_min": "shorter", "srip_two_sided": "both"}
@@ -72,9 +72,9 @@ class FedSTO(Strategy):
         weight_decay: NonNegative = 5e-4
         clip_norm: Positive | None = None  # bound on the gradient's norm
 
-        def training(self) -> LocalSGD.Config:
+        def training(self) -> SGD.Config:
             """Return the options of the server's training."""
-            return LocalSGD.Config(
+            return SGD.Config(
                 epochs=self.epochs,
                 steps=self.steps,
                 batch_size=self.batch_size,
@@ -147,28 +147,19 @@ class FedSTO(Strategy):
         assert ctx is not None
         assert ctx.server is not None
         ctx.model.load(model)
-        mine = ClientContext(
-            client_id=-1,
-            round=round,
-            seed=ctx.seed,
-            num_clients=ctx.num_clients,
-            num_classes=ctx.num_classes,
-            model=ctx.model,
-            initial=model,
-            device=ctx.model.flat.device,
-        )
         config = self.config
         payload = {"lam": self._lam(round), "sides": SIDES[config.ortho], "all": config.penalised}
         method = _ServerTraining(config.training())
         generator = ctx.generator("fedsto/server", round)
-        fit, metrics = method.fit(payload, None, ctx.server, generator, mine)
+        place = ServerRound(ctx.model, round, ctx.num_classes)
+        fit, metrics = method.fit(payload, None, ctx.server, generator, place)
         found = {"server_loss": metrics["train_loss"]}
         if payload["lam"]:
             found["ortho"] = method.excess(fit)
         return ctx.model.params(), found
 
 
-class _ServerTraining(LocalSGD):
+class _ServerTraining(SGD):
     """SGD on the labelled images, with the penalty where the payload weighs it."""
 
     def prepare(self, fit: Fit) -> None:

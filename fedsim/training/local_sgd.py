@@ -1,4 +1,4 @@
-"""Local SGD: what most methods' clients do, with hooks for what they do differently.
+"""Local SGD, the base of most client methods: a training loop with hooks.
 
     w <- w_t;  for each epoch, for each batch b of a new random order:
         g <- gradient(grad loss(w; b));  v <- m v + g;  w <- w - lr v;  after_step
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,30 +29,50 @@ from fedsim.config.ranges import (
 )
 from fedsim.data.views import ClientData, View, view_for
 from fedsim.errors import InputError
-from fedsim.params import Params, Rows
+from fedsim.params import FlatModel
 from fedsim.training import losses
-from fedsim.training.client_groups import Batch, GroupFit, Orders
+from fedsim.training.client_groups import GroupTraining
 
-GROUP_BYTES = 12 * 2**20
-"""Memory for the gradients of the clients that are trained at once; fits the caches of a core."""
 
-GROUP_SAMPLE_BYTES = 3 * 2**20
-"""Memory for the largest activation of the clients' batches; beyond it grouping costs time."""
+class TrainingContext(Protocol):
+    """What the loop needs to know of where it runs; a `ClientContext` says so too."""
 
-GROUP_CLIENTS = 50
-"""Clients trained at once at most; a cohort of 100 is then two even groups."""
+    @property
+    def model(self) -> FlatModel: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def round(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class ServerRound:
+    """The `TrainingContext` of a server that trains its resident model in a round."""
+
+    model: FlatModel
+    round: int
+    num_classes: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.flat.device
 
 
 @dataclass
 class Fit:
     """One local training under way, as the hooks see it.
 
-    `parameters` are the trainable tensors of the resident model, then those of `LocalSGD.extra`,
-    and `names` their names in the same order; `payload` and `state` are what the client got and
-    keeps.
+    `ctx` is a client's `ClientContext`, or the `TrainingContext` of a server. `parameters` are the
+    trainable tensors of the resident model, then those of `SGD.extra`, and `names` their names in
+    the same order. `payload` and `state` are those of the client.
     """
 
-    ctx: ClientContext
+    ctx: Any
     payload: Tree
     state: Any
     names: list[str]
@@ -73,16 +93,10 @@ class Fit:
         return dict(zip(self.names, self.parameters, strict=True))
 
 
-class LocalSGD(Client):
-    """Plain SGD on the client's own data; the base class of most client methods.
+class SGD:
+    """The training loop and its hooks, for clients and for servers that train.
 
     A subclass overrides `loss`, `gradient`, `after_step` or `trainable` and leaves the loop alone.
-    Models with a `batched_gradients` method train up to `GROUP_CLIENTS` clients in one kernel.
-    Its gradients equal the loop's to 1e-5 of the largest; so do the weights it ends with, but where
-    a rounding error decides the maximum in a pool or the sign before a ReLU (seen: one client in
-    twenty, 1e-3 of the largest weight). A subclass that overrides a hook trains in groups only if
-    it also says how: a class that defines one of `GROUP_HOOKS` answers for all hooks in it and in
-    its bases.
     """
 
     @dataclass(frozen=True)
@@ -100,20 +114,10 @@ class LocalSGD(Client):
         focal_gamma: NonNegative = 2.0  # focal: how much easy samples are played down
         vectorise: bool | Literal["auto"] = "auto"  # several clients in one kernel
 
-    HOOKS: ClassVar[tuple[str, ...]] = (
-        "train", "start", "extra", "fit", "prepare", "batches", "loss", "criterion", "gradient",
-        "after_step", "trainable", "update", "keep",
-    )  # fmt: skip
-    GROUP_HOOKS: ClassVar[tuple[str, ...]] = (
-        "train_group", "start_group", "group_gradients", "after_group_step", "group_update",
-    )  # fmt: skip
-    batched: ClassVar[tuple[str, ...]] = ("batched_gradients",)  # what a group needs of a model
+    def __init__(self, config: Any = None) -> None:
+        self.config: Any = self.Config() if config is None else config
 
-    def start(self, payload: Tree, state: Any, ctx: ClientContext) -> None:
-        """Put into the resident model what training starts from: the payload's model."""
-        ctx.model.load(payload["model"])
-
-    def extra(self, payload: Tree, state: Any, ctx: ClientContext) -> dict[str, Tensor]:
+    def extra(self, payload: Tree, state: Any, ctx: Any) -> dict[str, Tensor]:
         """Return tensors on the client's device that are trained beside the model's, by name."""
         return {}
 
@@ -146,7 +150,7 @@ class LocalSGD(Client):
         """Return the loss of logits (batch, classes): the option `loss`, or the model's own."""
         config, module = self.config, fit.ctx.model.module
         if hasattr(module, "targets"):
-            own: Tensor = module.loss(logits, *y)  # type: ignore[operator]
+            own: Tensor = module.loss(logits, *y)
             return own
         if config.loss == "balanced-softmax":
             return losses.balanced_softmax(logits, y, fit.class_sizes, config.tau)
@@ -167,28 +171,13 @@ class LocalSGD(Client):
         """Whether the parameter of this name is trained."""
         return True
 
-    def update(self, fit: Fit) -> Tree:
-        """Return what is sent: by default the whole model, parameters and buffers."""
-        return {"model": fit.ctx.model.params()}
-
-    def keep(self, fit: Fit) -> Any:
-        """Return the state that the client keeps: by default the one it had."""
-        return fit.state
-
-    def train(
-        self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext
-    ) -> tuple[Any, Update]:
-        self.start(payload, state, ctx)
-        fit, metrics = self.fit(payload, state, data.train, rng, ctx)
-        return self.keep(fit), Update(self.update(fit), float(len(data.train)), metrics)
-
     def fit(
         self,
         payload: Tree,
         state: Any,
         view: View,
         rng: torch.Generator,
-        ctx: ClientContext,
+        ctx: TrainingContext,
         *,
         epochs: int | None = None,
         trainable: Callable[[str], bool] | None = None,
@@ -201,7 +190,7 @@ class LocalSGD(Client):
             ValueError: the view is empty.
         """
         if len(view) == 0:
-            raise ValueError(f"client {ctx.client_id} has no training samples")
+            raise ValueError("there are no training samples")
         config = self.config
         names: list[str] = []
         parameters: list[Tensor] = []
@@ -250,107 +239,98 @@ class LocalSGD(Client):
             grads = fit.buffers
         torch._foreach_add_(fit.parameters, grads, alpha=-fit.lr)
 
-    def _changed(self) -> list[str]:
-        """Return the hooks overridden below the class that says how groups train."""
-        lineage = type(self).__mro__
 
-        def owner(name: str) -> int:
-            return next(i for i, cls in enumerate(lineage) if name in vars(cls))
+class LocalSGD(SGD, Client):
+    """SGD on the client's own data; the base class of most client methods.
 
-        answering = min(owner(name) for name in self.GROUP_HOOKS)
-        return [name for name in self.HOOKS if owner(name) < answering]
+    Clients whose model writes out batched passes are trained several at a time, by `group`. The
+    gradients equal the loop's to 1e-5 of the largest; so do the trained weights, but where a
+    rounding error decides the maximum in a pool or the sign before a ReLU (seen: one client in
+    twenty, 1e-3 of the largest weight). A subclass that overrides a method of `LOOP` is trained
+    client by client, unless it names a `group` of its own, or defines `train_group`.
+    """
+
+    @dataclass(frozen=True)
+    class Config(SGD.Config):
+        pass
+
+    LOOP: ClassVar[tuple[str, ...]] = (
+        "train", "start", "extra", "fit", "prepare", "batches", "loss", "criterion", "gradient",
+        "after_step", "trainable", "update", "keep",
+    )  # fmt: skip
+    group: ClassVar[type[GroupTraining] | None] = GroupTraining
+    _overridden: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if {"group", "train_group"} & set(vars(cls)):
+            return
+        answering: Any = next(base for base in cls.__mro__ if "group" in vars(base))
+        overridden = [n for n in cls.LOOP if getattr(cls, n) is not getattr(answering, n)]
+        if overridden:
+            cls.group, cls._overridden = None, overridden
+
+    def start(self, payload: Tree, state: Any, ctx: ClientContext) -> None:
+        """Put into the resident model what training starts from: the payload's model."""
+        ctx.model.load(payload["model"])
+
+    def train(
+        self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext
+    ) -> tuple[Any, Update]:
+        if len(data.train) == 0:
+            raise ValueError(f"client {ctx.client_id} has no training samples")
+        self.start(payload, state, ctx)
+        fit, metrics = self.fit(payload, state, data.train, rng, ctx)
+        return self.keep(fit), Update(self.update(fit), float(len(data.train)), metrics)
+
+    def update(self, fit: Fit) -> Tree:
+        """Return what is sent: by default the whole model, parameters and buffers."""
+        return {"model": fit.ctx.model.params()}
+
+    def keep(self, fit: Fit) -> Any:
+        """Return the state that the client keeps: by default the one it had."""
+        return fit.state
 
     def group_size(self, module: nn.Module) -> int:
         """Return how many clients of this model are trained together, 1 if that is not possible.
 
         Raises:
-            InputError: `vectorise` is true and they can not.
+            InputError: `vectorise` is true and it is not possible.
         """
-        wanted = self.config.vectorise
-        changed = self._changed()
-        lacking = [name for name in self.batched if not hasattr(module, name)]
-        able = not lacking and not changed and self.config.loss == "cross-entropy"
-        if wanted is True and not able:
-            why = f"the model {type(module).__name__} has no {', '.join(lacking)}"
-            if changed:
-                why = f"{type(self).__name__} overrides {changed}"
-            elif self.config.loss != "cross-entropy":
-                why = f"client.loss is {self.config.loss!r}"
-            raise InputError(f"client.vectorise must be false or 'auto' here, got true: {why}")
-        if not able or wanted is False:
+        vectorise = self.config.vectorise
+        if vectorise is False:
             return 1
-        batch_bytes = self.config.batch_size * int(getattr(module, "sample_bytes", 1))
-        sizes = GROUP_BYTES // self.group_bytes(module), GROUP_SAMPLE_BYTES // batch_bytes
-        return max(1, min(GROUP_CLIENTS, *sizes))
+        obstacle = self._obstacle(module)
+        if obstacle is None:
+            assert self.group is not None
+            return self.group(self).size(module)
+        if vectorise is True:
+            raise InputError(f"client.vectorise must be false or 'auto' here, got true: {obstacle}")
+        return 1
 
-    def group_bytes(self, module: nn.Module) -> int:
-        """Return the bytes of all parameters that one client trains."""
-        return sum(4 * parameter.numel() for parameter in module.parameters())
+    def _obstacle(self, module: nn.Module) -> str | None:
+        """Say why clients cannot be trained together; None if they can."""
+        if self.group is None:
+            return f"{type(self).__name__} overrides {self._overridden}"
+        if self.config.loss != "cross-entropy":
+            return f"client.loss is {self.config.loss!r}"
+        if lacking := [name for name in self.group.passes if not hasattr(module, name)]:
+            return f"the model {type(module).__name__} has no {', '.join(lacking)}"
+        return None
 
     def train_group(self, tasks: Sequence[Task]) -> GroupUpdate:
-        config, ctx = self.config, tasks[0].ctx
-        start: Params = tasks[0].payload["model"]
-        if start.layout != ctx.model.layout:
-            raise ValueError("clients train in a group only where the payload has the whole model")
-        orders = Orders(tasks, config.batch_size, config.epochs, config.steps)
-        lr = config.lr * config.lr_decay ** (ctx.round - 1)
-        flat = start.flat.to(ctx.device).expand(len(tasks), -1)  # all start from one point
-        fit = GroupFit(ctx, [tasks[i] for i in orders.task_of], start, flat, lr)
-        self.start_group(fit)
-        losses = torch.zeros(len(tasks), device=ctx.device)
-        velocity = torch.zeros(0)
-        for step in range(orders.num_steps[0]):
-            batch = orders.batch(step, ctx.device)
-            active = len(batch.y)
-            loss, grads = self.group_gradients(fit, batch)
-            losses[:active] += loss * batch.sizes
-            if config.clip_norm is not None:
-                norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
-                grads *= (config.clip_norm / (norms + 1e-6)).clamp(max=1.0)
-            if config.weight_decay:
-                grads += config.weight_decay * fit.flat[:active]
-            if config.momentum:
-                if step == 0:
-                    velocity = grads
-                else:
-                    velocity[:active].mul_(config.momentum).add_(grads)
-                grads = velocity[:active]
-            if step > 0:
-                fit.flat[:active].add_(grads, alpha=-lr)
-            elif config.momentum:
-                fit.flat = torch.add(flat, grads, alpha=-lr)
-            else:
-                # In place: new memory of this size costs more than the step itself.
-                fit.flat = torch.add(flat, grads, alpha=-lr, out=grads)
-            self.after_group_step(fit, batch)
-        seen = zip(losses.tolist(), orders.num_seen, strict=True)
-        metrics = [{"train_loss": loss / samples} for loss, samples in seen]
-        return self.group_update(fit, metrics).take(orders.row_of)
-
-    def start_group(self, fit: GroupFit) -> None:
-        """Prepare what the other hooks for groups need."""
-
-    def group_gradients(self, fit: GroupFit, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the losses of the clients at work and their gradients (clients, size).
-
-        Both tensors may be changed afterwards.
-        """
-        module: Any = fit.ctx.model.module
-        found: tuple[Tensor, Tensor] = module.batched_gradients(
-            fit.flat[: len(batch.y)], batch.x, batch.y, batch.share
-        )
-        return found
-
-    def after_group_step(self, fit: GroupFit, batch: Batch) -> None:
-        """Act on the models of the clients at work after each step."""
-
-    def group_update(self, fit: GroupFit, metrics: list[dict[str, float]]) -> GroupUpdate:
-        """Return what the clients send, whole models by default, and the states they keep."""
-        weights = [float(task.data.num_train) for task in fit.tasks]
-        states = [task.state for task in fit.tasks]
-        return GroupUpdate({"model": Rows(fit.start, fit.flat.cpu())}, weights, metrics, states)
+        assert self.group is not None
+        return self.group(self).train(tasks)
 
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradient of a loss in each parameter, zeros where it does not depend on one."""
     return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+
+
+def proximal(
+    grads: Sequence[Tensor], parameters: Sequence[Tensor], anchor: Sequence[Tensor], mu: float
+) -> list[Tensor]:
+    """Return gradients with that of mu/2 |w - anchor|^2 added to each."""
+    away = torch._foreach_sub(list(parameters), list(anchor))
+    return list(torch._foreach_add(list(grads), away, alpha=mu))
