@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedsim.client import ClientContext, Tree, Update
+from fedsim.client import Audited, AuditedUpdate, ClientContext, Tree, Update
 from fedsim.config.ranges import Fraction, NonNegative, Positive
 from fedsim.data.views import ClientData, View
 from fedsim.errors import check
@@ -38,7 +38,7 @@ from fedsim.params.filters import in_backbone
 from fedsim.training.local_sgd import Fit, LocalSGD, TrainingContext, proximal
 
 
-class FedSTO(LocalSGD):
+class FedSTO(Audited, LocalSGD):
     """Semi-supervised local training of a detector."""
 
     needs = frozenset({"model", "fixed", "lam", "sides", "penalised"})
@@ -155,9 +155,9 @@ class FedSTO(LocalSGD):
     ) -> tuple[Any, Update]:
         self.start(payload, state, ctx)
         fit, metrics = self.fit(payload, state, data.train, rng, ctx)
-        update = Update(self.update(fit), float(len(data.train)), metrics)
-        update.claims = fit.scratch["claims"]
-        return self.keep(fit), update
+        claims = fit.scratch["claims"]
+        weight = float(len(data.train))
+        return self.keep(fit), AuditedUpdate(self.update(fit), weight, metrics, claims=claims)
 
     def audit(self, claims: Any, view: View, ctx: ClientContext) -> Mapping[str, float]:
         """Return precision and recall of the reliable boxes at an IoU of 0.5, class included.

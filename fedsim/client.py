@@ -35,14 +35,19 @@ class Update:
 
     `tensors` is a tree, ``{"model": Params}`` for methods that send the whole model; `weight`
     is the client's weight in a weighted mean, usually its number of training samples (> 0).
-    `client` is who sent it, which the server fills in; None where it stands for several. `claims`
-    are for `Client.audit` and not sent.
+    `client` is who sent it, which the server fills in; None for a mean over several.
     """
 
     tensors: Tree
     weight: float
     metrics: Metrics = field(default_factory=dict)
     client: int | None = None
+
+
+@dataclass
+class AuditedUpdate(Update):
+    """An update with `claims` for `Audited.audit`, which the server never sees."""
+
     claims: Any = None
 
 
@@ -122,8 +127,6 @@ class Client:
         sends: the keys of `Update.tensors`.
         stateful: whether `init_state` gives every client a state that the platform keeps.
         personal: whether `personal_model` gives each client a model of its own.
-        alike: whether all clients send tensors of the same names and shapes; one that does not is
-            left out then.
     """
 
     @dataclass(frozen=True)
@@ -134,7 +137,6 @@ class Client:
     sends: ClassVar[frozenset[str]] = frozenset({"model"})
     stateful: ClassVar[bool] = False
     personal: ClassVar[bool] = False
-    alike: ClassVar[bool] = True
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
@@ -164,15 +166,6 @@ class Client:
         """
         raise NotImplementedError(f"{type(self).__name__} trains no groups")
 
-    def audit(self, claims: Any, view: View, ctx: ClientContext) -> Mapping[str, float]:
-        """Return how right `Update.claims` are, for the record alone.
-
-        The platform calls this after `train` where there are claims. `view` are the client's
-        training samples with all their labels, also those that the client itself may not read. The
-        metrics are recorded with the client's others; neither they nor the claims reach the server.
-        """
-        raise NotImplementedError(f"{type(self).__name__} makes claims that it does not audit")
-
     def personal_model(self, payload: Tree, state: Any, ctx: ClientContext) -> Params:
         """Return the client's personal model: its state joined with the generic `payload`."""
         raise NotImplementedError(f"{type(self).__name__} has no personal model")
@@ -200,3 +193,25 @@ class Client:
             ctx.model.load(params)
             metrics |= named_scores(kind, score(ctx.model.module, data.test))
         return metrics
+
+
+class Heterogeneous:
+    """Mixin of client methods whose clients may send tensors of different names and shapes.
+
+    Of other methods a client whose tensors differ from those of most is screened out.
+    """
+
+
+class Audited:
+    """Mixin of client methods that are compared with labels that they may not read.
+
+    `train` returns an `AuditedUpdate`; the platform then calls `audit`, for the record alone.
+    """
+
+    def audit(self, claims: Any, view: View, ctx: ClientContext) -> Mapping[str, float]:
+        """Return metrics of how right the claims of an update are.
+
+        `view` are the client's training samples with all their labels, also those that the client
+        itself may not read. The metrics are recorded with the client's others.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define audit")

@@ -12,7 +12,7 @@ from fedsim.errors import RunFailed
 from tests.support.runs import events, tiny
 
 METHODS = '''
-from fedsim.client import Update
+from fedsim.client import Heterogeneous, Update
 from fedsim.training.local_sgd import LocalSGD
 from strategies.fedavg import FedAvg
 
@@ -145,10 +145,9 @@ from fedsim.training.local_sgd import LocalSGD
 from strategies.fedavg import FedAvg
 
 
-class Unlike(LocalSGD):
+class Unlike({base}LocalSGD):
     """Sends the model and as many numbers as its id."""
 
-    alike = {alike}
     sends = frozenset({{"model", "numbers"}})
 
     def train(self, payload, state, data, rng, ctx):
@@ -173,7 +172,7 @@ def test_clients_that_send_other_shapes_are_kept_where_that_is_meant(
     alike: bool, sent: int, tmp_path: Path
 ) -> None:
     file = tmp_path / "unlike.py"
-    file.write_text(UNLIKE.format(alike=alike))
+    file.write_text(UNLIKE.format(base="" if alike else "Heterogeneous, "))
     run = fedsim.run(
         tiny(
             dataset={"name": "emoji", "share": 0.1},
