@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.errors import InputError, nearest
+from fedsim.errors import InputError, check_choice
 from fedsim.rounds.progress import Progress
 from fedsim.runs.summary import Table
 
@@ -192,11 +192,7 @@ def make_trackers(names: Sequence[str]) -> list[Tracker]:
         InputError: an unknown name, or a library that is not installed.
     """
     for name in names:
-        if name not in TRACKERS:
-            raise InputError(
-                f"--track must be one of {', '.join(TRACKERS)}, got {name!r}."
-                f"{nearest(name, list(TRACKERS))}"
-            )
+        check_choice("--track", name, TRACKERS)
     return [TRACKERS[name]() for name in dict.fromkeys(names)]
 
 

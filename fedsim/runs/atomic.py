@@ -1,4 +1,4 @@
-"""Writing a file so that it is there whole or not at all."""
+"""Atomic file replacement: write aside, then rename."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 ASIDE = ".tmp-"
-"""Prefix of a file that is being written beside its final name."""
+"""Prefix of a file that is still being written, in the folder of its final name."""
 
 
 def aside(path: Path) -> Path:
-    """Return the name under which `path` is written before it is renamed (same suffix)."""
+    """Return the temporary name of `path`; it keeps the suffix."""
     return path.with_name(ASIDE + path.name)
 
 
 def write_atomic(path: Path, data: bytes, *, fsync: bool = True) -> None:
-    """Write `data` to `path` aside, then rename.
+    """Write `data` to `path`, all or nothing.
 
     With `fsync` file and folder are on the disk when this returns; without it the file
-    survives the death of the process, not a power cut.
+    survives a crash of the process but not a power cut.
 
     Raises:
         OSError: nothing is left behind and an older `path` is untouched.
@@ -43,7 +43,7 @@ def write_atomic(path: Path, data: bytes, *, fsync: bool = True) -> None:
 
 
 def replace_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then rename it; remove it if `write` fails."""
+    """Call `write` on a file beside `path`, then rename that; remove it if `write` fails."""
     target = aside(path)
     try:
         write(target)
@@ -63,6 +63,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def reason(error: OSError) -> str:
-    """Return the sentence of an `OSError` without its number and file name."""
-    return error.strerror or str(error)
+def remove_files(folder: Path, is_ours: Callable[[str], object]) -> None:
+    """Remove the files of `folder` with a name of ours, then the folder if it is empty."""
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            if is_ours(entry.name):
+                entry.unlink()
+        with contextlib.suppress(OSError):
+            folder.rmdir()

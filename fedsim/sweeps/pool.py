@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.config.experiment import Engine, Experiment
-from fedsim.errors import InputError, RunFailed
+from fedsim.errors import InputError, RunFailed, describe
 from fedsim.rounds.progress import Progress
 from fedsim.sweeps.plan import Cell
 
@@ -231,7 +231,6 @@ def _run(
 ) -> str | None:
     """Make one run and return None, or what went wrong."""
     from fedsim import api
-    from fedsim.errors import reason
 
     try:
         progress = _Reporter(connection)
@@ -242,5 +241,5 @@ def _run(
     except (InputError, RunFailed) as error:
         return str(error)
     except Exception as error:
-        return reason(error)
+        return describe(error)
     return None

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from fedsim.errors import RunFailed
-from fedsim.runs.recorder import Recorder, reading
+from fedsim.runs.reader import reading
+from fedsim.runs.recorder import Recorder
 
 
 @pytest.fixture
