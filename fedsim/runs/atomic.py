@@ -16,30 +16,22 @@ def aside(path: Path) -> Path:
     return path.with_name(ASIDE + path.name)
 
 
-def write_atomic(path: Path, data: bytes, *, fsync: bool = True) -> None:
-    """Write `data` to `path`, all or nothing.
-
-    With `fsync` file and folder are on the disk when this returns; without it the file
-    survives a crash of the process but not a power cut.
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, all or nothing; file and folder survive a power cut afterwards.
 
     Raises:
         OSError: nothing is left behind and an older `path` is untouched.
     """
+    replace_with(path, lambda target: write_synced(target, data))
+    sync_folder(path.parent)
 
-    def write(target: Path) -> None:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            if fsync:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
-    replace_with(path, write)
-    if fsync:
-        sync_folder(path.parent)
+def write_synced(path: Path, data: bytes) -> None:
+    """Write `data` to `path` and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def replace_with(path: Path, write: Callable[[Path], object]) -> None:

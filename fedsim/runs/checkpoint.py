@@ -20,6 +20,9 @@ from fedsim.runs.atomic import ASIDE, remove_files, write_atomic
 from fedsim.runs.codec import Damaged, from_bytes, to_bytes
 
 FOLDER = "checkpoint"
+KEPT = 2
+"""Number of checkpoints kept, so that a damaged one can be skipped."""
+
 NAME = re.compile(r"round-(\d+)\.safetensors")
 
 
@@ -37,8 +40,8 @@ def rounds(folder: Path) -> list[int]:
     return sorted(int(m[1]) for m in map(NAME.fullmatch, names) if m)
 
 
-def save(folder: Path, round: int, value: Any, keep: int = 2, *, fsync: bool = True) -> None:
-    """Write the checkpoint of `round`, then remove all but the `keep` newest up to it.
+def save(folder: Path, round: int, value: Any) -> None:
+    """Write the checkpoint of `round`, then remove all but the `KEPT` newest up to it.
 
     Checkpoints of later rounds, which a resume has abandoned, are removed too.
 
@@ -51,10 +54,10 @@ def save(folder: Path, round: int, value: Any, keep: int = 2, *, fsync: bool = T
     older = rounds(folder)
     try:
         path.parent.mkdir(exist_ok=True)
-        write_atomic(path, data, fsync=fsync)
+        write_atomic(path, data)
     except OSError as error:
         raise RunFailed(_cannot_write(path, error, len(data), older)) from error
-    kept = sorted({r for r in older if r <= round} | {round})[-keep:]
+    kept = sorted({r for r in older if r <= round} | {round})[-KEPT:]
     for stale in set(older) - set(kept):
         with contextlib.suppress(OSError):
             path_of(folder, stale).unlink()

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import RunFailed, os_reason
+from fedsim.runs import checkpoint
 from fedsim.runs.atomic import ASIDE, remove_files, sync_folder
 from fedsim.runs.codec import Damaged, check_seal, from_bytes, to_bytes
 
@@ -28,7 +29,7 @@ NAME = re.compile(r"round-\d+-\d+\.states")
 _PENDING = f"{ASIDE}pending.states"
 
 _MAX_FILES = 64  # live files above which small ones are merged
-_HISTORY = 2  # indexes whose files are kept; as many as checkpoints
+_HISTORY = checkpoint.KEPT  # indexes whose files are kept
 
 Index = dict[str, Any]
 """``{"files": list[str], "sizes": list[int], "rows": int64 array (clients, 4)}``; a row is
@@ -42,12 +43,9 @@ class StateStore:
     or spilled to, the disk.
     """
 
-    def __init__(
-        self, folder: Path, memory_limit_bytes: int = 512 * 2**20, *, fsync: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, memory_limit_bytes: int = 512 * 2**20) -> None:
         self.folder = Path(folder) / FOLDER
         self.memory_limit_bytes = memory_limit_bytes
-        self.fsync = fsync
         self._dirty: dict[int, bytes] = {}  # changed since the last commit
         self._spilled: dict[int, tuple[int, int]] = {}  # the same, but in the pending file
         self._cache: OrderedDict[int, bytes] = OrderedDict()  # committed, least recently used first
@@ -209,11 +207,9 @@ class StateStore:
         while (path := self.folder / f"round-{round}-{attempt}.states").exists():
             attempt += 1
         try:
-            if self.fsync:
-                os.fsync(self._pending)
+            os.fsync(self._pending)
             self._pending_path.rename(path)
-            if self.fsync:
-                sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             self._drop_pending()
             raise self._cannot_write(error) from error

@@ -26,7 +26,7 @@ from torch import Tensor
 from fedsim.components import trained
 from fedsim.errors import InputError, RunFailed, nearest, os_errors_as
 from fedsim.runs import checkpoint, client_states, lock
-from fedsim.runs.atomic import ASIDE, aside, remove_files, sync_folder, write_atomic
+from fedsim.runs.atomic import ASIDE, aside, remove_files, sync_folder, write_atomic, write_synced
 from fedsim.runs.reader import entry, reading
 
 if TYPE_CHECKING:
@@ -255,10 +255,7 @@ class RunFolder:
             "config.yaml": config_yaml,
         }
         for name, text in texts.items():
-            with aside(self.path / name).open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(aside(self.path / name), text.encode())
         manifest.save(aside(self.path / "partition.npz"))
         self._remove_old()
         for name in _PARTS:
