@@ -10,15 +10,15 @@ from pathlib import Path
 
 
 class FedsimError(Exception):
-    """Base of every error fedsim raises on purpose."""
+    """Base of all errors that fedsim raises on purpose."""
 
 
 class InputError(FedsimError, ValueError):
-    """Bad input: the message names the key, the value and what is allowed. Exit status 2."""
+    """Bad input: the message names the key, its value and the allowed ones. Exit status 2."""
 
 
 class RunFailed(FedsimError, RuntimeError):
-    """A run stopped because of what happened in it; its folder stays resumable. Exit status 1."""
+    """A run stopped with an error; its folder stays resumable. Exit status 1."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -27,15 +27,15 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def check_choice(what: str, name: str, allowed: Iterable[str]) -> None:
-    """Raise `InputError` naming the allowed and the nearest names unless `name` is allowed.
+def check_choice(subject: str, name: str, allowed: Iterable[str]) -> None:
+    """Raise `InputError` with the allowed names and the nearest one unless `name` is allowed.
 
     Example: ``check_choice("a workload", "W5", ["W1", "W2"])``.
     """
     allowed = list(allowed)
     if name not in allowed:
         raise InputError(
-            f"{what} must be one of {', '.join(allowed)}, got {name!r}.{nearest(name, allowed)}"
+            f"{subject} must be one of {', '.join(allowed)}, got {name!r}.{nearest(name, allowed)}"
         )
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Tracker:
-    """Base of the trackers; ignores what it is given."""
+    """Base of the trackers; logs nothing."""
 
     def begin(self, experiment: Experiment, folder: Path, first_round: int) -> None:
         """Begin a run; `first_round` is above 1 if it is resumed."""

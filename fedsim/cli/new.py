@@ -149,7 +149,7 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
             already, or whose class would shadow a name in its own code; a file that exists; or a
             folder that is not writable. Nothing has been written then.
     """
-    check_choice("what is new", kind, _KINDS)
+    check_choice("the kind", kind, _KINDS)
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", module) or keyword.iskeyword(module):
         raise InputError(

@@ -292,10 +292,10 @@ class _Decoder:
         name, stored = entry["c"], entry["f"]
         kind = _find(name)
         if kind is None:
-            raise RunFailed(f"what was saved holds a {name}, which is not a dataclass known here")
+            raise RunFailed(f"the saved state holds a {name}, which is not a known dataclass")
         if list(stored) != list(_fields(kind)):
             raise RunFailed(
-                f"what was saved holds a {name} with fields {', '.join(stored)}; "
+                f"the saved state holds a {name} with fields {', '.join(stored)}; "
                 f"it has {', '.join(_fields(kind))} now"
             )
         fields = {k: self.decode(v) for k, v in stored.items()}

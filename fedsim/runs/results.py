@@ -46,19 +46,16 @@ class Run:
         """
         self._folder = RunFolder.open(Path(folder))
         self._frames: dict[object, tuple[object, pd.DataFrame]] = {}
-        self._config: Experiment | None = None
 
     @property
     def path(self) -> Path:
         """The run's folder."""
         return self._folder.path
 
-    @property
+    @cached_property
     def config(self) -> Experiment:
-        """The experiment with all defaults written out."""
-        if self._config is None:
-            self._config = load_experiment(self.path / "config.yaml")
-        return self._config
+        """The experiment with all defaults filled in."""
+        return load_experiment(self.path / "config.yaml")
 
     @property
     def status(self) -> str:
