@@ -1,4 +1,4 @@
-"""The command line: verbs, exit status, and what is printed where."""
+"""The command line: verbs, exit status and output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Client states: what was committed can be gone back to, exactly."""
+"""Client states: every commit can be restored exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values go to bytes and come back the same, bit for bit."""
+"""Serialised values come back bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of an earlier version are read, compared and resumed to the result that it came to itself.
+"""Runs of an earlier version are read, compared, and resumed to that version's own results.
 
 ``old/`` was written by commit 61a9271: four rounds of each ``config.yaml``, uninterrupted in
 ``finished``, stopped by Ctrl-C in the middle of round 3 in ``interrupted``. Logs, locks, pictures

@@ -1,4 +1,4 @@
-"""The metrics of a run: values exact, a round whole or not there, readable while written."""
+"""The recorder: exact values, whole rounds or none, readable while written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps: what they consist of, what they survive, and that their runs are runs like any other."""
+"""Sweeps: their plan, interruptions, and the equality of their runs with single runs."""
 
 from __future__ import annotations
 
