@@ -140,7 +140,7 @@ def test_a_share_and_a_tail_are_divided_and_nothing_else(tmp_path: Path) -> None
 
 UNLIKE = '''
 import torch
-from fedsim.client import Update
+from fedsim.client import Heterogeneous, Update
 from fedsim.training.local_sgd import LocalSGD
 from strategies.fedavg import FedAvg
 
