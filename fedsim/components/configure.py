@@ -37,7 +37,7 @@ def complete(experiment: Experiment, base: Path | None = None, label: str = "") 
     problems: list[str] = []
     for kind, key in SECTIONS.items():
         section: Section = getattr(sampled, key)
-        name = section.name or default_client(experiment.strategy.name)
+        name = section.name or default_client(experiment.strategy.name, base)
         try:
             filled = _written_out(kind, name, section.options, base, key)
         except InputError as error:
@@ -142,9 +142,21 @@ def instantiate(obj: Any, configured: Any, key: str) -> Any:
         ) from error
 
 
-def default_client(strategy: str) -> str:
-    """Return the client method that a strategy comes with: the one of its name, or local SGD."""
-    return strategy if strategy in table_of("clients") else DEFAULT_CLIENT
+def default_client(strategy: str, base: Path | None = None) -> str:
+    """Return the client method that a strategy comes with.
+
+    The one of its name, or of its attribute `client`, or local SGD.
+    """
+    if strategy in table_of("clients"):
+        return strategy
+    try:
+        declared: str | None = getattr(resolve("strategies", strategy, base), "client", None)
+    except InputError:  # reported with the strategy itself
+        declared = None
+    if declared is None:
+        return DEFAULT_CLIENT
+    # The name of a built-in strategy, which `resolve` understands, is what experiments have.
+    return strategy if isinstance(table_of("strategies").get(strategy), Path) else declared
 
 
 def _written_out(

@@ -46,7 +46,8 @@ _ARGUMENTS = {
     "models": ("input_shape", "num_classes"),
 }
 DEFAULT_CLIENT = "local-sgd"
-_LOCAL_SGD = Path(__file__).parents[1] / "training" / "local_sgd.py"
+_TRAINING = Path(__file__).parents[1] / "training"
+_TRAINING_CLIENTS = ("local_sgd", "personal_sgd")
 _Component = TypeVar("_Component")
 
 
@@ -100,7 +101,8 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
     """Return the component: a class (strategies, clients), a function, or a Flower `ClientApp`.
 
     `base` is the folder that ``./file.py`` is relative to, before the working directory; `key`
-    is what messages call the name, ``strategy.name`` for example.
+    is what messages call the name, ``strategy.name`` for example. The name of a strategy with an
+    attribute `client` also names that client method.
 
     Raises:
         InputError: unknown name, broken module, or an object of another kind.
@@ -112,6 +114,8 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
         obj = component_of_program(name) or load_reference(name, base, key)
     else:
         table = table_of(kind)
+        if name not in table and kind == "clients" and (other := client_of(name)) is not None:
+            return resolve(kind, other, base, key)
         if name not in table:
             raise InputError(
                 f"{key} must be one of {', '.join(sorted(table)) or '(none)'}, "
@@ -133,6 +137,14 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
     return obj
 
 
+def client_of(strategy: str) -> str | None:
+    """Return the client method that a strategy of this name declares; None if it declares none."""
+    if strategy not in table_of("strategies"):
+        return None
+    client: str | None = getattr(resolve("strategies", strategy), "client", None)
+    return client
+
+
 def table_of(kind: str) -> dict[str, Path | EntryPoint | Registered]:
     """Return name -> source file (built in), entry point or entry of the running program.
 
@@ -148,7 +160,8 @@ def table_of(kind: str) -> dict[str, Path | EntryPoint | Registered]:
         if not path.stem.startswith("_")
     }
     if kind == "clients":
-        table[DEFAULT_CLIENT] = _LOCAL_SGD
+        for stem in _TRAINING_CLIENTS:
+            table[stem.replace("_", "-")] = _TRAINING / f"{stem}.py"
     points = _installed(entry_points, tuple(sys.path))[kind]
     for point in sorted(points, key=lambda p: (p.name, p.value)):
         other = table.setdefault(point.name, point)
@@ -176,7 +189,7 @@ def _origin(kind: str, source: Path | EntryPoint | Registered) -> str:
 
 
 def _module_name(kind: str, source: Path) -> str:
-    package = "fedsim.training" if source == _LOCAL_SGD else _PACKAGES[kind]
+    package = "fedsim.training" if source.parent == _TRAINING else _PACKAGES[kind]
     return f"{package}.{source.stem}"
 
 

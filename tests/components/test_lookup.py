@@ -17,6 +17,7 @@ from fedsim.components.lookup import KINDS, names, resolve
 from fedsim.components.options import options
 from fedsim.config.references import load_file
 from fedsim.errors import InputError
+from fedsim.training.personal_sgd import PersonalSGD
 
 FLOWER = "flwr.serverapp.strategy"
 
@@ -78,6 +79,20 @@ def test_default_client_is_the_one_of_the_strategys_name_else_local_sgd(
     assert default_client(f"{FLOWER}:FedYogi") == "local-sgd"
     entry.append(EntryPoint("fedavg", "os:getcwd", "fedsim.clients"))
     assert default_client("fedavg") == "fedavg"
+
+
+def test_a_strategy_may_declare_its_client_method(tmp_path: Path) -> None:
+    assert default_client("fedper") == "fedper"
+    for name in ("fedper", "fedbn", "silobn", "lg-fedavg", "pfedhn", "local"):
+        assert resolve("clients", name) is PersonalSGD
+    assert resolve("clients", "personal-sgd") is PersonalSGD
+    (tmp_path / "rule.py").write_text(
+        "from strategies.fedavg import FedAvg\n\nclass Rule(FedAvg):\n    client = 'personal-sgd'\n"
+    )
+    assert default_client("./rule.py:Rule", tmp_path) == "personal-sgd"
+    assert default_client("./none.py:Rule", tmp_path) == "local-sgd"
+    with pytest.raises(InputError, match=r"client\.name must be one of"):
+        resolve("clients", "fedavg")
 
 
 def test_component_of_a_file_relative_to_the_experiment_else_to_the_working_folder(
