@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,19 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from fedsim.data.cache import Built, cached_arrays
+from fedsim.data.arrays import dataset_of, names_of, pack_names
+from fedsim.data.cache import Arrays, cached_arrays
 from fedsim.data.dataset import Card, Dataset
-from fedsim.data.loaders.files import find_files
-from fedsim.data.loaders.texts import (
-    Texts,
-    check_text_options,
-    mark_fifth,
-    pack_vocabulary,
-    text_arrays,
-    text_dataset,
-    unpack_vocabulary,
-)
-from fedsim.data.sources import data_folders, fingerprint, track
+from fedsim.data.loaders.holdout import mark_fifth
+from fedsim.data.loaders.texts import Texts, check_text_options, text_arrays
+from fedsim.data.sources import data_folders, digest, find_files, fingerprint, track
 from fedsim.errors import InputError, check
 
 _AG_NEWS = Card(
@@ -36,8 +28,6 @@ _AG_NEWS = Card(
     licence="none stated; the corpus is for non-commercial use",
     classes=("World", "Sports", "Business", "Sci/Tech"),
     input_shape=(128, 20_000),
-    mean=(),
-    std=(),
     description="120,000 training and 7,600 test articles, as many of each class; title and lead.",
     kind="text",
 )
@@ -48,18 +38,14 @@ _OWN = Card(
     title="Texts of the user's own",
     source="CSV files of the user",
     licence="the user's",
-    classes=("",),
-    input_shape=(1, 3),
-    mean=(),
-    std=(),
-    description="",
+    classes=(),
     kind="text",
 )
 
 
 @dataclass(frozen=True)
 class _Format:
-    """How the files are to be read. Columns of files without a header are called 1, 2, 3 ..."""
+    """Format of the files. Columns of files without a header are called 1, 2, 3 ..."""
 
     text: tuple[str, ...]
     label: str
@@ -95,16 +81,16 @@ def text_csv(
 ) -> Dataset:
     """Labelled texts from CSV files of the user: AG News, or any columns by name.
 
-    `root` is the folder of the files `train` and `test`; without it, the usual folders are looked
-    through. A text is those of the columns `text`, joined by spaces, cut at so many `characters`;
-    its tokens are cut at `length`, the `vocabulary` after so many words of the training texts.
-    Classes are the values of the column `label` in the training file, sorted, as numbers if they
-    are. The columns `owner` and `domain`, if named, become natural clients and domains. Without a
-    `header` columns are called 1, 2, 3 and so on. With ``test: null`` a fixed fifth of each class
-    is the test split.
+    `root` is the folder of the files `train` and `test`; without it, the usual folders are
+    searched. A text is the values of the columns `text`, joined by spaces, cut at so many
+    `characters` and at `length` tokens of the `vocabulary` most frequent words of the training
+    texts. Classes are the values of the column `label` in the training file, sorted, numerically
+    if all are numbers. The columns `owner` and `domain`, if named, become natural clients and
+    domains. Without a `header` columns are called 1, 2, 3 and so on. With ``test: null`` a fixed
+    fifth of each class is the test split.
 
     ``set: ag-news`` is the format of that set: no header, class 1-4, title, description; the
-    options `text` to `encoding` are then not looked at. Columns of the result: `text`, `owner`.
+    options `text` to `encoding` are then ignored. Columns of the result: `text`, `owner`.
 
     Raises:
         InputError: files or columns that are missing, damaged, not of the `encoding`, or empty; a
@@ -117,29 +103,25 @@ def text_csv(
         form = _Format(("2", "3"), "1", None, None, False, ",", "utf-8", characters, True)
     _check(form)
     name = set or "text-csv"
-    wanted = {"train": (train,)} if test is None else {"train": (train,), "test": (test,)}
-    advice = (
-        "get ag_news_csv, linked from arXiv:1509.01626, and put its two files"
-        if set
-        else "put your files"
-    )
-    title = SETS[set].title if set else "The data set text-csv"
-    files = find_files(title, data_folders(name, root), wanted, advice)
-    identity = f"{form}{sorted(files)}{length}-{vocabulary}-{fingerprint(files.values())}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    key = f"text-csv-1-{digest}"
-    arrays = cached_arrays(key, lambda: _build(files, form, length, vocabulary))
-    classes = unpack_vocabulary(arrays["classes"])
+    names = {"train": (train,)} if test is None else {"train": (train,), "test": (test,)}
+    title, advice = "The data set text-csv", "put your files"
     if set is not None:
-        return text_dataset(name, arrays, SETS[set])
+        title = SETS[set].title
+        advice = "get ag_news_csv, linked from arXiv:1509.01626, and put its two files"
+    files = find_files(title, data_folders(name, root), names, advice)
+    identity = f"{form}{sorted(files)}{length}-{vocabulary}-{fingerprint(files.values())}"
+    key = f"text-csv-1-{digest(identity)}"
+    arrays = cached_arrays(key, lambda: _build(files, form, length, vocabulary))
+    if set is not None:
+        return dataset_of(name, arrays, SETS[set])
     number = f"{len(arrays['train-y'])} training and {len(arrays['test-y'])} test texts"
     card = replace(
         _OWN,
-        classes=classes,
-        domains=unpack_vocabulary(arrays["domains"]) if domain is not None else (),
+        classes=names_of(arrays["classes"]),
+        domains=names_of(arrays["domains"]) if domain is not None else (),
         description=f"{number} of {', '.join(str(path) for path in files.values())}.",
     )
-    return text_dataset(name, arrays, card)
+    return dataset_of(name, arrays, card)
 
 
 def _check(form: _Format) -> None:
@@ -148,7 +130,7 @@ def _check(form: _Format) -> None:
     check(single, "dataset.delimiter must be one character, not a quote", form.delimiter)
     try:
         codecs.lookup(form.encoding)
-        # Lines are told apart before they are decoded.
+        # Lines are split before they are decoded.
         by_lines = "\n".encode(form.encoding) == b"\n"
     except (LookupError, TypeError, ValueError):
         by_lines = False
@@ -162,7 +144,7 @@ def _check(form: _Format) -> None:
 
 @dataclass(eq=False)
 class _Table:
-    """What was read of one file, a row each, and the line of the file it began on."""
+    """The rows of one file, and the line on which each begins."""
 
     path: Path
     texts: list[str] = field(default_factory=list)
@@ -172,42 +154,34 @@ class _Table:
     lines: list[int] = field(default_factory=list)
 
 
-def _build(files: Mapping[str, Path], form: _Format, length: int, vocabulary: int) -> Built:
-    tables = {part: _read(path, form) for part, path in files.items()}
+def _build(files: Mapping[str, Path], form: _Format, length: int, vocabulary: int) -> Arrays:
+    tables = {split: _read(path, form) for split, path in files.items()}
     classes = ["1", "2", "3", "4"] if form.is_ag_news else _sorted(tables["train"].labels)
-    owners, domains = (
-        _sorted([value for table in tables.values() for value in values(table)])
-        for values in (lambda t: t.owners, lambda t: t.domains)
-    )
-    parts = {}
-    for part, table in tables.items():
+    owners = _sorted([owner for table in tables.values() for owner in table.owners])
+    domains = _sorted([domain for table in tables.values() for domain in table.domains])
+    splits = {}
+    for split, table in tables.items():
         columns = {}
         if form.owner is not None:
             columns["owner"] = _numbers(table.owners, owners)
         if form.domain is not None:
             columns["domain"] = _numbers(table.domains, domains)
-        parts[part] = Texts(table.texts, _classes(table, classes, form), columns)
-    if "test" not in parts:
-        parts = _divide(parts["train"], tables["train"].path)
-    arrays = {**text_arrays(parts, length, vocabulary), "classes": pack_vocabulary(classes)}
-    return {**arrays, "domains": pack_vocabulary(domains)} if domains else arrays
+        splits[split] = Texts(table.texts, _classes(table, classes, form), columns)
+    if "test" not in splits:
+        splits = _divide(splits["train"], tables["train"].path)
+    arrays = {**text_arrays(splits, length, vocabulary), "classes": pack_names(classes)}
+    return {**arrays, "domains": pack_names(domains)} if domains else arrays
 
 
 def _divide(whole: Texts, path: Path) -> dict[str, Texts]:
-    y = np.asarray(whole.y)
-    is_test = mark_fifth(y, key=1509)
+    is_test = mark_fifth(whole.y, key=1509)
     check(
         bool(is_test.any()),
         f"{path} has too few texts of each class to take a fifth of them for testing (3 are "
         "needed of one class); name a file as dataset.test",
-        len(y),
+        len(is_test),
     )
-
-    def part(rows: np.ndarray) -> Texts:
-        columns = {name: column[rows] for name, column in whole.columns.items()}
-        return Texts([whole.texts[i] for i in rows], y[rows], columns)
-
-    return {"train": part(np.flatnonzero(~is_test)), "test": part(np.flatnonzero(is_test))}
+    return whole.divide(is_test)
 
 
 def _classes(table: _Table, classes: list[str], form: _Format) -> np.ndarray:
@@ -229,24 +203,23 @@ def _numbers(values: list[str], names: list[str]) -> np.ndarray:
 
 
 def _sorted(values: list[str]) -> list[str]:
-    """Return the different values, sorted, as numbers if all are."""
-    different = sorted(dict.fromkeys(values))
+    """Return the distinct values, sorted, numerically if all are numbers."""
+    distinct = sorted(set(values))
     try:
-        return sorted(different, key=int)
+        return sorted(distinct, key=int)
     except ValueError:
-        return different
+        return distinct
 
 
 def _read(path: Path, form: _Format) -> _Table:
     """Read one file.
 
     Raises:
-        InputError: what the function of the data set says of the files.
+        InputError: what `text_csv` lists for files.
     """
     table = _Table(path)
-    rows = csv.reader(
-        track(_lines(path, form.encoding), path.name), delimiter=form.delimiter, strict=True
-    )
+    lines = track(_lines(path, form.encoding), path.name)
+    rows = csv.reader(lines, delimiter=form.delimiter, strict=True)
     places: dict[str, int] | None = None
     end = 0  # the line on which the last row ended
     try:

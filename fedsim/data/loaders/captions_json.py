@@ -1,4 +1,4 @@
-"""Images and their captions, from COCO's annotation files and from Karpathy's splits."""
+"""Captions of images in COCO's annotation files and in the files of Karpathy's splits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsim.errors import InputError
 
 @dataclass(frozen=True)
 class Captioned:
-    """An image file, below some folder of images, its number, and its captions in their order."""
+    """An image: its file below a folder of images, its number, its captions in their order."""
 
     file: str
     number: int
@@ -59,7 +59,7 @@ def read_karpathy(path: Path) -> dict[str, list[Captioned]]:
         InputError: not such a file, another split, or none of one of them.
     """
     data = read_json(path)
-    parts: dict[str, list[Captioned]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[Captioned]] = {"train": [], "validation": [], "test": []}
     fields = {"filename": str, "split": str, "sentences": list}
     for number, image in enumerate(entries(data, "images", fields, path)):
         where = f"{path}, images[{number}]"
@@ -70,15 +70,13 @@ def read_karpathy(path: Path) -> dict[str, list[Captioned]]:
             )
         sentences = entries(image, "sentences", {"raw": str}, where)
         captions = tuple(" ".join(sentence["raw"].split()) for sentence in sentences)
-        file = (
-            f"{image['filepath']}/{image['filename']}" if "filepath" in image else image["filename"]
-        )
+        file = "/".join(image[key] for key in ("filepath", "filename") if key in image)
         captioned = Captioned(file, _number(image, number, where), captions)
-        parts[_KARPATHY[image["split"]]].append(captioned)
-    for part, images in parts.items():
+        splits[_KARPATHY[image["split"]]].append(captioned)
+    for split, images in splits.items():
         if not images:
-            raise InputError(f"{path} has no {part} images; is it the whole file?")
-    return parts
+            raise InputError(f"{path} has no {split} images; is it the whole file?")
+    return splits
 
 
 def _number(image: Mapping[str, object], default: int, where: str) -> int:

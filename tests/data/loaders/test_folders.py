@@ -22,7 +22,7 @@ def test_scan_orders_by_path_and_skips_what_is_no_image(tmp_path: Path) -> None:
     assert found.paths == ["a/x.tiff", "b/10.jpg", "b/2.JPG"]
     assert found.classes == ("a", "b")
     assert found.labels.tolist() == [0, 1, 1]
-    assert found.parts.tolist() == [WHOLE] * 3
+    assert found.splits.tolist() == [WHOLE] * 3
     assert found.domains == ()
 
 
@@ -53,7 +53,7 @@ def test_lists_name_classes_by_folder_if_they_agree(tmp_path: Path) -> None:
     found = listed(tmp_path, lists)
     assert found.paths == ["x/cat/1 2.jpg", "x/dog/1.jpg", "y/cat/2.jpg"]
     assert found.classes == ("dog", "cat")
-    assert found.parts.tolist() == [TRAIN, TRAIN, TEST]
+    assert found.splits.tolist() == [TRAIN, TRAIN, TEST]
     (tmp_path / "b.txt").write_text("y/lion/2.jpg 1\n")
     assert listed(tmp_path, lists).classes == ("0", "1")
     assert listed(tmp_path, lists, num_classes=3).classes == ("0", "1", "2")
