@@ -1,4 +1,4 @@
-"""A partition made before: the manifest that ``fedsim partition --manifest`` or a run wrote."""
+"""A saved partition: a manifest written by ``fedsim partition --manifest`` or a run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fedsim.errors import check
 
 
 def file(samples: Samples, clients: int, rng: np.random.Generator, *, path: str) -> Manifest:
-    """The saved manifest, with the validation and test samples it was made with.
+    """The saved manifest, with its own validation and test samples.
 
-    Its rows are rows of the data set's whole training split: a long tail or share is already in
-    it, and `partition.validation` and `partition.test` have no say.
+    Its rows are rows of the data set's whole training split: a long tail or share is already
+    applied, and `partition.validation` and `partition.test` are ignored.
 
     Raises:
         InputError: no such file, or not a whole manifest; a manifest of other clients.

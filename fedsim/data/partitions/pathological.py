@@ -19,9 +19,8 @@ def pathological(
 ) -> Assignment:
     """Every sample once, and every client has exactly `classes` random classes.
 
-    A class goes to as many clients as its size allows, in proportion: with equal classes to
-    equally many. Its samples are dealt to them in equal parts, so that sizes are as equal as the
-    classes' sizes and their number permit.
+    The number of clients of a class is in proportion to its size, equal for equal classes. Its
+    samples are dealt to them in equal parts, so that clients are as equal as class sizes permit.
 
     Raises:
         InputError: more classes a client than there are, fewer places at clients than classes,
@@ -31,11 +30,8 @@ def pathological(
     check(classes >= 1, "partition.classes must be >= 1", classes)
     order, counts = by_class(samples, rng)
     available = len(counts)
-    check(
-        classes <= available,
-        f"partition.classes must be <= {available}, the number of classes",
-        classes,
-    )
+    requirement = f"partition.classes must be <= {available}, the number of classes"
+    check(classes <= available, requirement, classes)
     places = clients * classes
     check(
         places >= available,

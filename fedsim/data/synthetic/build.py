@@ -62,7 +62,9 @@ def build_emoji_vit(source: Path, out: Path) -> None:
 def main() -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m fedsim.data.synthetic.build", description=__doc__
+        prog="python -m fedsim.data.synthetic.build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=tuple(_BUILDERS))
     parser.add_argument("source", type=Path)
