@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -58,8 +58,10 @@ class _Format:
     is_ag_news: bool
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return (*self.text, *(c for c in (self.label, self.owner, self.domain) if c is not None))
+    def roles(self) -> dict[str, str]:
+        """Role of a column -> its name, without roles that no column has."""
+        columns = {"label": self.label, "owner": self.owner, "domain": self.domain}
+        return {role: column for role, column in columns.items() if column is not None}
 
 
 def text_csv(
@@ -144,33 +146,30 @@ def _check(form: _Format) -> None:
 
 @dataclass(eq=False)
 class _Table:
-    """The rows of one file, and the line on which each begins."""
+    """The rows of one file: texts, values by role, and the line on which each row begins."""
 
     path: Path
-    texts: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    owners: list[str] = field(default_factory=list)
-    domains: list[str] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
+    texts: list[str]
+    values: dict[str, list[str]]
+    lines: list[int]
 
 
 def _build(files: Mapping[str, Path], form: _Format, length: int, vocabulary: int) -> Arrays:
     tables = {split: _read(path, form) for split, path in files.items()}
-    classes = ["1", "2", "3", "4"] if form.is_ag_news else _sorted(tables["train"].labels)
-    owners = _sorted([owner for table in tables.values() for owner in table.owners])
-    domains = _sorted([domain for table in tables.values() for domain in table.domains])
+    names = {
+        role: _sorted([value for table in tables.values() for value in table.values[role]])
+        for role in form.roles
+    }
+    names["label"] = list("1234") if form.is_ag_news else _sorted(tables["train"].values["label"])
     splits = {}
     for split, table in tables.items():
-        columns = {}
-        if form.owner is not None:
-            columns["owner"] = _numbers(table.owners, owners)
-        if form.domain is not None:
-            columns["domain"] = _numbers(table.domains, domains)
-        splits[split] = Texts(table.texts, _classes(table, classes, form), columns)
+        _check_labels(table, names["label"], form)
+        columns = {role: _numbers(table.values[role], names[role]) for role in form.roles}
+        splits[split] = Texts(table.texts, columns.pop("label"), columns)
     if "test" not in splits:
         splits = _divide(splits["train"], tables["train"].path)
-    arrays = {**text_arrays(splits, length, vocabulary), "classes": pack_names(classes)}
-    return {**arrays, "domains": pack_names(domains)} if domains else arrays
+    arrays = {**text_arrays(splits, length, vocabulary), "classes": pack_names(names["label"])}
+    return {**arrays, "domains": pack_names(names["domain"])} if "domain" in names else arrays
 
 
 def _divide(whole: Texts, path: Path) -> dict[str, Texts]:
@@ -184,17 +183,16 @@ def _divide(whole: Texts, path: Path) -> dict[str, Texts]:
     return whole.divide(is_test)
 
 
-def _classes(table: _Table, classes: list[str], form: _Format) -> np.ndarray:
-    numbers = {name: i for i, name in enumerate(classes)}
-    for line, label in zip(table.lines, table.labels, strict=True):
-        if label not in numbers:
+def _check_labels(table: _Table, classes: list[str], form: _Format) -> None:
+    known = set(classes)
+    for line, label in zip(table.lines, table.values["label"], strict=True):
+        if label not in known:
             allowed = ", ".join(classes[:20]) + (" ..." if len(classes) > 20 else "")
             why = "" if form.is_ag_news else ", the classes of the training file"
             raise InputError(
                 f"the label in {table.path}, line {line} must be one of {allowed}{why}, got "
                 f"{label!r}; correct or remove the row"
             )
-    return _numbers(table.labels, classes)
 
 
 def _numbers(values: list[str], names: list[str]) -> np.ndarray:
@@ -217,18 +215,18 @@ def _read(path: Path, form: _Format) -> _Table:
     Raises:
         InputError: what `text_csv` lists for files.
     """
-    table = _Table(path)
-    lines = track(_lines(path, form.encoding), path.name)
-    rows = csv.reader(lines, delimiter=form.delimiter, strict=True)
-    places: dict[str, int] | None = None
+    table = _Table(path, [], {role: [] for role in form.roles}, [])
+    rows = csv.reader(
+        track(_lines(path, form.encoding), path.name), delimiter=form.delimiter, strict=True
+    )
+    places: dict[str, int] = {}
     end = 0  # the line on which the last row ended
     try:
         for row in rows:
             line, end = end + 1, rows.line_num
-            if places is None:
+            if not places:
                 names = row if form.header else [str(i + 1) for i in range(len(row))]
-                places = _places(path, names, form)
-                width = len(row)
+                places, width = _places(path, names, form), len(row)
                 if form.header:
                     continue
             if not row:  # an empty line
@@ -238,13 +236,11 @@ def _read(path: Path, form: _Format) -> _Table:
                     f"{path}, line {line} must have {width} columns as the first line has, got "
                     f"{len(row)}; correct or remove the row"
                 )
-            value = {column: row[place] for column, place in places.items()}
-            table.texts.append(_text([value[column] for column in form.text], form))
-            table.labels.append(_name(value[form.label], form.label, path, line))
-            if form.owner is not None:
-                table.owners.append(value[form.owner])
-            if form.domain is not None:
-                table.domains.append(_name(value[form.domain], form.domain, path, line))
+            table.texts.append(_text([row[places[column]] for column in form.text], form))
+            for role, column in form.roles.items():
+                value = row[places[column]]
+                is_name = role != "owner"  # which may be anything
+                table.values[role].append(_name(value, column, path, line) if is_name else value)
             table.lines.append(line)
     except csv.Error as error:
         raise InputError(
@@ -273,13 +269,14 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
 
 
 def _places(path: Path, names: list[str], form: _Format) -> dict[str, int]:
-    missing = [name for name in form.columns if name not in names]
+    columns = (*form.text, *form.roles.values())
+    missing = [name for name in columns if name not in names]
     if missing:
         raise InputError(
             f"{path} must have the columns {', '.join(missing)}, has {', '.join(names)[:400]}; "
             "name its columns as dataset.text, label, owner and domain"
         )
-    return {name: names.index(name) for name in form.columns}
+    return {name: names.index(name) for name in columns}
 
 
 def _name(value: str, column: str, path: Path, line: int) -> str:
@@ -294,6 +291,6 @@ def _name(value: str, column: str, path: Path, line: int) -> str:
 def _text(values: list[str], form: _Format) -> str:
     text = " ".join(values)
     if form.is_ag_news:
-        text = text.replace("\\", " ")  # what is left of its line breaks
+        text = text.replace("\\", " ")  # remains of its line breaks
     # NUL would be cut off at the end of a column of bytes.
     return text.replace("\0", " ")[: form.characters]

@@ -29,7 +29,7 @@ class Texts:
     def divide(self, is_test: np.ndarray) -> dict[str, Texts]:
         """Return the training and test splits, the latter marked by bool (n,)."""
         rows = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
-        return {split: self.take(chosen) for split, chosen in rows.items()}
+        return {split: self.take(indices) for split, indices in rows.items()}
 
 
 def check_text_options(length: int, vocabulary: int, characters: int = 1) -> None:

@@ -51,9 +51,9 @@ def pathological(
     holders[shuffled] = apportion(
         places, counts[shuffled], np.ones(available, np.int64), most[shuffled]
     )
-    held = _mixed(_any_places(holders, clients, classes), rng)
+    classes_of = _mixed(_any_places(holders, clients, classes), rng)
     by_holder = rng.permutation(places)
-    flat = held.ravel()[by_holder]
+    flat = classes_of.ravel()[by_holder]
     by_holder = by_holder[np.argsort(flat, kind="stable")]
     owners = np.empty(len(samples), np.int32)
     owners[order] = np.repeat(by_holder // classes, equal_parts(counts, holders))
@@ -69,23 +69,23 @@ def _any_places(holders: np.ndarray, clients: int, classes: int) -> np.ndarray:
     return np.ascontiguousarray(places.reshape(classes, clients).T)
 
 
-def _mixed(held: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return `held` (clients, k) after random trades that keep what makes it valid.
+def _mixed(classes_of: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return `classes_of` (clients, k) after random trades that keep what makes it valid.
 
     In a sweep clients meet in pairs, and deal what only one of the two has at random ("curveball"
     of Strona et al. 2014, doi:10.1038/ncomms5114). The number of sweeps is fixed, not a redraw:
     each halves what is left of the order in the beginning.
     """
-    held = held.copy()
-    clients, k = held.shape
+    classes_of = classes_of.copy()
+    clients, k = classes_of.shape
     for _ in range(_SWEEPS + clients.bit_length() if clients > 1 else 0):
         order = rng.permutation(clients)
         one, other = order[: clients // 2], order[clients // 2 : clients // 2 * 2]
-        both = np.sort(np.concatenate([held[one], held[other]], axis=1), axis=1)
+        both = np.sort(np.concatenate([classes_of[one], classes_of[other]], axis=1), axis=1)
         common = both[:, 1:] == both[:, :-1]
         keys = rng.random(both.shape)
         keys[:, :-1][common] = -1.0
         keys[:, 1:][common] = 2.0
         both = np.take_along_axis(both, np.argsort(keys, axis=1, kind="stable"), axis=1)
-        held[one], held[other] = both[:, :k], both[:, k:]
-    return np.sort(held, axis=1)
+        classes_of[one], classes_of[other] = both[:, :k], both[:, k:]
+    return np.sort(classes_of, axis=1)

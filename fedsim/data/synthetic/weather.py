@@ -48,12 +48,12 @@ def _fog(x: np.ndarray, s: np.ndarray, draws: Draws) -> np.ndarray:
     patches = _enlarge(u[:, :16].reshape(b, 4, 4), size)
     depth = np.linspace(1, 0.25, size, dtype=np.float32)[:, None]
     optical = s[..., 0] * 1.6 * depth * (0.7 + 0.6 * patches)
-    seen = 1 / ((1 + optical) * (1 + optical))
+    clarity = 1 / ((1 + optical) * (1 + optical))
     light = (200 + 30 * u[:, 16])[:, None, None]
     for channel, tint in enumerate((0.98, 1, 1.01)):  # one at a time: three times as fast
         plane = x[..., channel]
         plane -= light * np.float32(tint)
-        plane *= seen
+        plane *= clarity
         plane += light * np.float32(tint)
     return x
 
