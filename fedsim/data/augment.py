@@ -113,7 +113,7 @@ class Augmentation:
             x = torch.where(colourless.view(n, 1, 1, 1), _grey(x), x)
         if self.blur:
             soft = _uniform(n, rng, x) < self.blur
-            x = torch.where(soft.view(n, 1, 1, 1), _blurred(x), x)
+            x = torch.where(soft.view(n, 1, 1, 1), _blur(x), x)
         return x, place
 
     def _zoom(self, x: Tensor, place: Placement, rng: torch.Generator) -> Tensor:
@@ -156,7 +156,7 @@ def _shift(x: Tensor, reach: int, place: Placement, rng: torch.Generator) -> Ten
     return padded[images, rows.view(n, height, 1), columns.view(n, 1, width)]
 
 
-def _blurred(x: Tensor) -> Tensor:
+def _blur(x: Tensor) -> Tensor:
     """Return (n, H, W, C) convolved with (1 4 6 4 1) / 16 along rows and columns."""
     for axis in (1, 2):
         size = x.shape[axis]

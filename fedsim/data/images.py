@@ -42,7 +42,7 @@ def read_image(
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image)
             image = image.convert("L" if channels == 1 else "RGB")
-            pixels = np.asarray(image if size is None else _fitted(image, size, fit), np.uint8)
+            pixels = np.asarray(image if size is None else _fit(image, size, fit), np.uint8)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise InputError(
             f"{name or source} is no image that can be read ({error}); replace or remove it"
@@ -62,11 +62,11 @@ def resize_images(
     for row, pixels in zip(resized, x, strict=True):
         plain = np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         image = Image.fromarray(plain).convert("L" if channels == 1 else "RGB")
-        row[:] = np.asarray(_fitted(image, size, fit)).reshape(row.shape)
+        row[:] = np.asarray(_fit(image, size, fit)).reshape(row.shape)
     return resized
 
 
-def _fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+def _fit(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
     from PIL import Image, ImageOps
 
     width_height = (size[1], size[0])

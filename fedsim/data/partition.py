@@ -63,7 +63,7 @@ class ClientIndices(NamedTuple):
 
 Modality = Literal["all", "image", "text"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
-"""What a client holds of an image-text pair; its modality is an index of this."""
+"""Modalities of a client: the parts of image-text pairs that it holds, by number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +91,8 @@ class Assignment:
         pointers = self.pointers
         check(len(pointers) >= 2, "a partition must have at least 1 client", len(pointers) - 1)
         check(pointers[0] == 0, "pointers must start at 0", int(pointers[0]))
-        check(
-            pointers[-1] == len(self.indices),
-            f"pointers must end at the number of indices, {len(self.indices)}",
-            int(pointers[-1]),
-        )
+        end, number = int(pointers[-1]), len(self.indices)
+        check(end == number, f"pointers must end at the number of indices, {number}", end)
         check(bool((self.sizes >= 0).all()), "pointers must not fall", int(self.sizes.min()))
         if len(self.indices):
             lowest = int(self.indices.min())

@@ -13,7 +13,7 @@ from fedsim.data.arrays import dataset_of
 from fedsim.data.cache import Arrays, cached_arrays
 from fedsim.data.dataset import Card, Dataset
 from fedsim.data.images import Fit
-from fedsim.data.loaders.captions_json import Captioned, read_coco, read_karpathy
+from fedsim.data.loaders.captions_json import CaptionedImage, read_coco, read_karpathy
 from fedsim.data.loaders.image_texts import Pair, Pairs, Pictures, image_folder, image_text_arrays
 from fedsim.data.sources import data_folders, digest, find_files, fingerprint
 from fedsim.errors import check
@@ -192,6 +192,6 @@ def _build(
     return {**image_text_arrays(splits, how, name), "without": np.array(without, np.int64)}
 
 
-def _pairs(image: Captioned, folder: Path, rows: Rows) -> list[Pair]:
+def _pairs(image: CaptionedImage, folder: Path, rows: Rows) -> list[Pair]:
     texts = image.captions[: 1 if rows == "image" else None]
     return [Pair(folder / image.file, text, image.number) for text in texts]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from fedsim.data.dataset import SPLITS, Card, Dataset
 from fedsim.data.images import counting
 from fedsim.data.loaders.coco import (
     CocoFile,
-    letterboxed,
-    letterboxed_boxes,
+    letterbox,
+    letterbox_boxes,
     read_coco,
     readable,
 )
@@ -29,17 +29,16 @@ from fedsim.errors import check, nearest
 _VERSION = 1
 
 
-@dataclass(frozen=True)
-class _Known:
+class _DetectionSet(NamedTuple):
     """The card of a set, without its classes, and how to get its files."""
 
     card: Card
     get: str
 
 
-def _known(title: str, source: str, licence: str, description: str, get: str) -> _Known:
-    card = Card(title, source, licence, (), description=description, kind="detection")
-    return _Known(card, get)
+def _known(title: str, source: str, licence: str, text: str, get: str) -> _DetectionSet:
+    card = Card(title, source, licence, (), description=text, kind="detection")
+    return _DetectionSet(card, get)
 
 
 _CONVERT = "then run python -m fedsim.data.loaders.detection_converters {} SRC {{folder}}"
@@ -171,8 +170,8 @@ def coco_detection(
 
 def _columns(title: str, file: CocoFile, size: int, most: int, domains: list[str]) -> Arrays:
     n, stats = len(file.images), np.empty((2, 3))
-    boxes, labels = letterboxed_boxes(file.images, size, most)
-    images = counting(letterboxed(file.images, size, title), stats)
+    boxes, labels = letterbox_boxes(file.images, size, most)
+    images = counting(letterbox(file.images, size, title), stats)
     columns: dict[str, Array] = {
         "x": Stream((n, size, size, 3), np.uint8, images),
         "y": label_of_largest(boxes, labels),

@@ -150,7 +150,7 @@ def _glyphs() -> np.ndarray:
     return glyphs
 
 
-def _moved(
+def _move(
     glyphs: np.ndarray, rng: np.random.Generator, shift: float, low: float, high: float
 ) -> np.ndarray:
     """Turn, scale and move glyphs float (n, 64, 64) at random: float32 (n, 28, 28) in 0..1.
@@ -182,7 +182,7 @@ def _pick(labels: np.ndarray, glyphs: np.ndarray, rng: np.random.Generator) -> n
 
 def _printed(labels: np.ndarray, glyphs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return dark digits on light ground or the other way round, uint8 (n, 28, 28)."""
-    ink = _moved(_pick(labels, glyphs, rng), rng, shift=0.15, low=0.55, high=0.85)
+    ink = _move(_pick(labels, glyphs, rng), rng, shift=0.15, low=0.55, high=0.85)
     ground, digit = rng.uniform(180, 255, len(labels)), rng.uniform(0, 90, len(labels))
     swapped = rng.random(len(labels)) < 0.3
     ground, digit = np.where(swapped, digit, ground), np.where(swapped, ground, digit)
@@ -195,9 +195,9 @@ def _number(
 ) -> np.ndarray:
     """Return coloured digits between parts of neighbours over photographs, uint8 (n, 28, 28, 3)."""
     n = len(labels)
-    ink = _moved(_pick(labels, glyphs, rng), rng, shift=0.1, low=0.6, high=0.9)
+    ink = _move(_pick(labels, glyphs, rng), rng, shift=0.1, low=0.6, high=0.9)
     for side in track((-1, 1), "drawing neighbours"):
-        other = _moved(_pick(rng.integers(10, size=n), glyphs, rng), rng, 0.1, 0.6, 0.9)
+        other = _move(_pick(rng.integers(10, size=n), glyphs, rng), rng, 0.1, 0.6, 0.9)
         away = np.zeros_like(ink)
         step = 17  # pixels from the middle to that of a neighbour
         if side < 0:

@@ -260,7 +260,7 @@ def _combine(natives: list[dict[str, np.ndarray]], shape: tuple[int, int, int]) 
         x = [native[f"{split}-x"] for native in natives]
         sizes = [len(images) for images in x]
         columns: dict[str, Array] = {
-            "x": Stream((sum(sizes), *shape), np.uint8, _resized(x, shape)),
+            "x": Stream((sum(sizes), *shape), np.uint8, _resize(x, shape)),
             "y": np.concatenate([native[f"{split}-y"] for native in natives]),
             "domain": np.repeat(np.arange(len(x), dtype=np.int64), sizes),
         }
@@ -268,7 +268,7 @@ def _combine(natives: list[dict[str, np.ndarray]], shape: tuple[int, int, int]) 
     return arrays
 
 
-def _resized(sets: list[np.ndarray], shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
+def _resize(sets: list[np.ndarray], shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
     blocks = [images[i : i + 1024] for images in sets for i in range(0, len(images), 1024)]
     for block in track(blocks, "resizing digits"):
         yield resize_images(block, shape[:2], "squash", channel_number(shape[2]))

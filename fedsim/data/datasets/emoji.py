@@ -51,7 +51,7 @@ def emoji(
     check(len(set(vendors)) == len(vendors), "dataset.vendors must name each once", vendors)
     check(0 <= part[0] < part[1] <= 1, "dataset.part must be a range in [0, 1]", list(part))
     vendors = tuple(vendors)
-    source = load_rgba() if size == SIZE else _drawn(size, root)
+    source = load_rgba() if size == SIZE else _draw(size, root)
     pictures, is_test = source["rgba"], source["is_test"]
     classes, y = source["groups"], source["group"]
     used = np.isin(source["vendor"], [VENDORS.index(v) for v in vendors])
@@ -100,13 +100,13 @@ def emoji(
     return dataset_of("emoji", cached_arrays(f"emoji-{size}-1-{identity}", build), card, vocabulary)
 
 
-def _drawn(size: int, root: str | None) -> dict[str, Any]:
-    """Return what `load_rgba` does, drawn at another size."""
+def _draw(size: int, root: str | None) -> dict[str, Any]:
+    """Draw the emoji of `load_rgba` at another size."""
     folders = data_folders("emoji", root)
     folder = next((f for f in folders if f.is_dir()), folders[-1])
     files = package_files(folder)
 
-    def draw() -> dict[str, np.ndarray]:
+    def render() -> dict[str, np.ndarray]:
         drawings = Drawings(folder)
         if drawings.emoji != load_emoji():
             raise InputError(
@@ -116,7 +116,7 @@ def _drawn(size: int, root: str | None) -> dict[str, Any]:
         return {"rgba": np.concatenate([drawings.render(v, size) for v in VENDORS])}
 
     key = f"emoji-rgba-{size}-1-{fingerprint(files.values())}"
-    return {"rgba": cached_arrays(key, draw)["rgba"], **describe(load_emoji())}
+    return {"rgba": cached_arrays(key, render)["rgba"], **describe(load_emoji())}
 
 
 def _on_white(rgba: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from fedsim.data.cache import Array, Arrays, Stream, cached_arrays
 from fedsim.data.dataset import Card, Dataset
 from fedsim.data.images import Fit
 from fedsim.data.loaders.holdout import held_out
-from fedsim.data.loaders.hub_tables import Table, numbered, opener
+from fedsim.data.loaders.hub_tables import Table, as_numbers, opener
 from fedsim.data.sources import digest, fingerprint
 from fedsim.data.tokens import build_vocabulary, encode, to_bytes
 from fedsim.errors import InputError, check
@@ -76,7 +76,7 @@ def hub(
         names = {"train": train, "validation": validation, "test": test}
         tables = {split: open_split(name) for split, name in names.items() if name is not None}
         if test is None:
-            (labels,), _ = numbered([tables["train"]], label)
+            (labels,), _ = as_numbers([tables["train"]], label)
             is_test = held_out(labels, test_share, split_seed)
             tables["test"] = tables["train"].select(np.flatnonzero(is_test))
             tables["train"] = tables["train"].select(np.flatnonzero(~is_test))
@@ -110,7 +110,7 @@ def _numbers(
     for column, source in columns.items():
         if source is None:
             continue
-        numbers, names = numbered(list(tables.values()), source)
+        numbers, names = as_numbers(list(tables.values()), source)
         if column != "owner":  # there may be as many owners as samples
             about[column] = names
         for split, values in zip(tables, numbers, strict=True):

@@ -29,7 +29,7 @@ from fedsim.errors import InputError, check
 
 SETS = {name: known.card for name, known in IMAGE_SETS.items()}
 
-Known = Literal[
+SetName = Literal[
     "pacs", "office-caltech10", "office-home", "domainnet", "tiny-imagenet", "imagenet-lt",
     "inaturalist",
 ]  # fmt: skip
@@ -37,7 +37,7 @@ Known = Literal[
 
 def image_folder(
     *,
-    set: Known | None = None,
+    set: SetName | None = None,
     root: str | None = None,
     size: int = 64,
     channels: Literal[1, 3] = 3,
@@ -87,7 +87,7 @@ def image_folder(
         listing = listing.only("domains", domains).only("classes", classes)
         owner = None
         if owner_file is not None:
-            listing, owner = _owned(listing, owner_file)
+            listing, owner = _with_owners(listing, owner_file)
         if on_error == "skip":
             rows = _readable(listing)
             listing, owner = listing.keep(rows), None if owner is None else owner[rows]
@@ -166,7 +166,7 @@ def _arrays(
     return arrays
 
 
-def _owned(listing: Listing, file: Path) -> tuple[Listing, np.ndarray]:
+def _with_owners(listing: Listing, file: Path) -> tuple[Listing, np.ndarray]:
     """Leave out training images without a user; return the users' numbers too, int64 (n,)."""
     train = np.flatnonzero((listing.splits == TRAIN) | (listing.splits == WHOLE))
     check(len(train) > 0, f"{listing.root} must have training images", 0)

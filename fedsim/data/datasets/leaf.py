@@ -132,11 +132,8 @@ def _users(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         are_lists = all(isinstance(v, list) for _, *values in rows for v in values)
     check(are_lists, f"x and y of each user must be lists in {path}", "something else")
     for user, x, y in rows:
-        check(
-            len(x) == len(y),
-            f"user {user!r} of {path} must have as many x as y",
-            f"{len(x)} and {len(y)}",
-        )
+        requirement = f"user {user!r} of {path} must have as many x as y"
+        check(len(x) == len(y), requirement, f"{len(x)} and {len(y)}")
         yield user, {"x": x, "y": y}
 
 

@@ -71,11 +71,8 @@ def union(
 
 def _mergeable(name: str, dataset: Dataset) -> Dataset:
     kind = dataset.card.kind
-    check(
-        kind in ("image", "text", "image-text"),
-        f"dataset.sets.{name} must be of images, texts or pairs of them",
-        kind,
-    )
+    requirement = f"dataset.sets.{name} must be of images, texts or pairs of them"
+    check(kind in ("image", "text", "image-text"), requirement, kind)
     if kind != "image":
         for split in (dataset.train, dataset.test):
             if "text" not in split.extra:

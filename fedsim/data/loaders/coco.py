@@ -105,7 +105,7 @@ def readable(images: Sequence[CocoImage]) -> list[CocoImage]:
     return [image for i, image in enumerate(images) if i not in refused]
 
 
-def letterboxed(images: Sequence[CocoImage], size: int, title: str) -> Iterator[np.ndarray]:
+def letterbox(images: Sequence[CocoImage], size: int, title: str) -> Iterator[np.ndarray]:
     """Yield the images in order, uint8 (b, size, size, 3): whole, in the middle of grey.
 
     `title` is that of the progress bar.
@@ -114,7 +114,7 @@ def letterboxed(images: Sequence[CocoImage], size: int, title: str) -> Iterator[
         InputError: a file that is missing, broken, or not of the size that the annotations state.
     """
 
-    def letterbox(image: CocoImage) -> np.ndarray:
+    def square_of(image: CocoImage) -> np.ndarray:
         from PIL import Image
 
         _, left, top, width, height = _fit(image, size)
@@ -124,14 +124,16 @@ def letterboxed(images: Sequence[CocoImage], size: int, title: str) -> Iterator[
         square[top : top + height, left : left + width] = np.asarray(resized)
         return square
 
-    shape = (size, size, 3)
-    return decode_rows(images, letterbox, lambda image: str(image.path), shape, title, len(images))
+    def name(image: CocoImage) -> str:
+        return str(image.path)
+
+    return decode_rows(images, square_of, name, (size, size, 3), title, len(images))
 
 
-def letterboxed_boxes(
+def letterbox_boxes(
     images: Sequence[CocoImage], size: int, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes float32 (n, most, 4) in pixels of `letterboxed` and labels int64 (n, most).
+    """Return boxes float32 (n, most, 4) in pixels of `letterbox` and labels int64 (n, most).
 
     The largest come first, in the file's order where equal; of more than `most` the smallest are
     left out, and the label is -1 past an image's last box.

@@ -38,7 +38,7 @@ _CITYSCAPES_NUMBERS = (24, 25, 26, 27, 28, 31, 32, 33)
 Box = tuple[int, Sequence[float], bool]
 """A class number from 1, the x, y, width and height, and whether it is a crowd region."""
 
-Labelled = tuple[Path, dict[str, Any], list[Box]]
+ImageBoxes = tuple[Path, dict[str, Any], list[Box]]
 """An image's file, further keys of its entry, and its boxes."""
 
 
@@ -63,7 +63,7 @@ def convert_cityscapes(source: Path, out: Path, beta: str = "0.02") -> dict[str,
     `source` holds ``leftImg8bit/SPLIT/CITY``, ``gtFine/SPLIT/CITY`` and maybe
     ``leftImg8bit_foggy/SPLIT/CITY``, of which the images of attenuation `beta` are taken (0.005,
     0.01 or 0.02). A box is drawn around the pixels of each instance in ``*_instanceIds.png``, so
-    around its visible part; regions of several that were not told apart become crowd regions.
+    around its visible part; regions of several undistinguished ones become crowd regions.
     `domain` is clear or foggy, `city` is kept too.
 
     Raises:
@@ -102,7 +102,7 @@ def _write_splits(
     source: Path,
     out: Path,
     classes: Sequence[str],
-    read: Callable[[Path, str], Iterator[Labelled]],
+    read: Callable[[Path, str], Iterator[ImageBoxes]],
 ) -> dict[str, int]:
     num_images = {}
     for split, name in _SPLITS.items():
@@ -121,7 +121,7 @@ def _write_splits(
     return num_images
 
 
-def _bdd_split(source: Path, name: str) -> Iterator[Labelled]:
+def _bdd_split(source: Path, name: str) -> Iterator[ImageBoxes]:
     candidates = [
         source / "labels" / "det_20" / f"det_{name}.json",
         source / "labels" / f"bdd100k_labels_images_{name}.json",
@@ -156,7 +156,7 @@ def _bdd_split(source: Path, name: str) -> Iterator[Labelled]:
         yield source / "images" / "100k" / name / frame["name"], entry, boxes
 
 
-def _cityscapes_split(source: Path, name: str, beta: str) -> Iterator[Labelled]:
+def _cityscapes_split(source: Path, name: str, beta: str) -> Iterator[ImageBoxes]:
     truth = source / "gtFine" / name
     files = sorted(truth.glob("*/*_gtFine_instanceIds.png"))
     if not files:

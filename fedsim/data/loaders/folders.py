@@ -207,7 +207,7 @@ def scan(root: Path) -> Listing:
     return Listing.of(root, rows, classes, domains)
 
 
-def listed(
+def scan_lists(
     root: Path,
     lists: Lists,
     num_classes: int | None = None,

@@ -130,7 +130,7 @@ class Table:
             )
 
 
-def numbered(tables: list[Table], column: str) -> tuple[list[np.ndarray], tuple[str, ...]]:
+def as_numbers(tables: list[Table], column: str) -> tuple[list[np.ndarray], tuple[str, ...]]:
     """Return a column of each table as numbers int64 (n,), and the names that they index.
 
     Names are those of a column of class labels; else the values that occur in any table, sorted.

@@ -15,8 +15,8 @@ from fedsim.data.loaders.folders import (
     Listing,
     Lists,
     canonical,
-    listed,
     scan,
+    scan_lists,
 )
 from fedsim.data.loaders.lists import read_lines
 from fedsim.errors import InputError, check
@@ -57,17 +57,17 @@ def any_folder(root: Path) -> Listing:
     """List any folder: by ``train.txt``, ``val.txt`` and ``test.txt`` if there, else by its names.
 
     Raises:
-        InputError: what `listed` and `scan` refuse.
+        InputError: what `scan_lists` and `scan` refuse.
     """
     lists: Lists = {
         (None, split): root / f"{name}.txt"
         for name, split in _LISTS.items()
         if (root / f"{name}.txt").is_file()
     }
-    return listed(root, lists) if (None, TRAIN) in lists else scan(root)
+    return scan_lists(root, lists) if (None, TRAIN) in lists else scan(root)
 
 
-def _known(
+def _image_set(
     read: Reader,
     title: str,
     source: str,
@@ -109,7 +109,7 @@ def _by_domain(train: str, test: str, num_classes: int, first: int = 0) -> Reade
                 f"{root} has list files, but not {', '.join(missing)}: put them there too, or "
                 "remove all to have the images divided by dataset.test_share"
             )
-        return listed(root, lists, num_classes, first, images)
+        return scan_lists(root, lists, num_classes, first, images)
 
     return read
 
@@ -138,7 +138,7 @@ def _by_lists(files: dict[str, int], num_classes: int) -> Reader:
                 "the folders of images that they name"
             )
         lists: Lists = {(None, split): root / name for name, split in files.items()}
-        return listed(root, lists, num_classes)
+        return scan_lists(root, lists, num_classes)
 
     return read
 
@@ -176,7 +176,7 @@ def _tiny_imagenet(root: Path, domains: tuple[str, ...]) -> Listing:
 
 
 IMAGE_SETS = {
-    "pacs": _known(
+    "pacs": _image_set(
         _by_domain("{}_train_kfold.txt", "{}_crossval_kfold.txt", 7, first=1),
         "PACS",
         "Li et al. 2017, arXiv:1710.03077; dali-dl.github.io/project_iccv2017.html",
@@ -186,7 +186,7 @@ IMAGE_SETS = {
         "*_crossval_kfold.txt the second are the test split.",
         ("art_painting", "cartoon", "photo", "sketch"),
     ),
-    "office-caltech10": _known(
+    "office-caltech10": _image_set(
         _by_name,
         "Office-Caltech10",
         "Gong et al. 2012, CVPR; as in github.com/med-air/FedBN",
@@ -195,7 +195,7 @@ IMAGE_SETS = {
         "2,533 photographs of 10 objects by 4 cameras or sources.",
         ("amazon", "caltech", "dslr", "webcam"),
     ),
-    "office-home": _known(
+    "office-home": _image_set(
         _by_name,
         "Office-Home",
         "Venkateswara et al. 2017, arXiv:1706.07522; hemanthdv.github.io/officehome-dataset",
@@ -204,7 +204,7 @@ IMAGE_SETS = {
         "15,588 pictures of 65 objects in 4 styles.",
         ("Art", "Clipart", "Product", "Real World"),
     ),
-    "domainnet": _known(
+    "domainnet": _image_set(
         _by_domain("{}_train.txt", "{}_test.txt", 345),
         "DomainNet",
         "Peng et al. 2019, arXiv:1812.01754; ai.bu.edu/M3SDA",
@@ -213,7 +213,7 @@ IMAGE_SETS = {
         "586,575 pictures of 345 things in 6 styles, with lists of training and test images.",
         ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),
     ),
-    "tiny-imagenet": _known(
+    "tiny-imagenet": _image_set(
         _tiny_imagenet,
         "Tiny ImageNet",
         "Stanford CS231n; cs231n.stanford.edu/tiny-imagenet-200.zip",
@@ -223,7 +223,7 @@ IMAGE_SETS = {
         "split, as the labels of the test images are not public.",
         stats=((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
     ),
-    "imagenet-lt": _known(
+    "imagenet-lt": _image_set(
         _by_lists({f"ImageNet_LT_{name}.txt": split for name, split in _LISTS.items()}, 1000),
         "ImageNet-LT",
         "Liu et al. 2019, arXiv:1904.05160; lists at github.com/zhmiao/OpenLongTailRecognition-"
@@ -233,7 +233,7 @@ IMAGE_SETS = {
         "115,846 training photographs, 1,280 to 5 a class; 20,000 for validation, 50,000 for "
         "testing, as many of each class.",
     ),
-    "inaturalist": _known(
+    "inaturalist": _image_set(
         _by_lists({"iNaturalist18_train.txt": TRAIN, "iNaturalist18_val.txt": TEST}, 8142),
         "iNaturalist 2018",
         "Van Horn et al. 2018, arXiv:1707.06642; github.com/visipedia/inat_comp",
@@ -258,11 +258,8 @@ def list_images(name: str | None, root: Path, domains: tuple[str, ...] | None) -
         return any_folder(root)
     card = IMAGE_SETS[name].card
     for domain in domains or ():
-        check(
-            domain in card.domains,
-            f"dataset.domains of {name} must be of {', '.join(card.domains) or '(none)'}",
-            domain,
-        )
+        known = ", ".join(card.domains) or "(none)"
+        check(domain in card.domains, f"dataset.domains of {name} must be of {known}", domain)
     names = domains or card.domains
     listing = IMAGE_SETS[name].read(root, names)
     if names:

@@ -30,7 +30,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pictures:
-    """How images and texts become arrays: `size` is (H, W), texts are cut at `length` tokens."""
+    """Conversion into arrays: images of `size` (H, W), texts cut at `length` tokens."""
 
     size: tuple[int, int]
     fit: Fit

@@ -20,7 +20,7 @@ from fedsim.errors import InputError
 _FETCH_SECONDS = 600
 
 TARBALL_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error)
-"""What `tarfile` raises on damaged gzipped tarballs."""
+"""Errors of `tarfile` on damaged gzipped tarballs."""
 
 
 @dataclass(frozen=True)

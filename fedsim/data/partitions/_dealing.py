@@ -125,7 +125,7 @@ def fill_up(owners: np.ndarray, clients: int, min_size: int, rng: np.random.Gene
     owners[released] = np.repeat(np.arange(clients), missing)
 
 
-def joined(assignments: list[Assignment]) -> Assignment:
+def join(assignments: list[Assignment]) -> Assignment:
     """Return the clients of all assignments in turn, as one assignment."""
 
     def roles(name: str, default: int) -> np.ndarray:
@@ -157,7 +157,7 @@ def within_groups(
     """Return an assignment of the samples of each group g to ``clients[g]`` clients by `within`."""
     order = stable_order(groups)
     stops = np.cumsum(np.bincount(groups, minlength=len(clients)))
-    return joined(
+    return join(
         [
             within(samples.take(rows), count, rng).on_rows(rows)
             for rows, count in zip(np.split(order, stops[:-1]), clients.tolist(), strict=True)

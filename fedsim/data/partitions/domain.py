@@ -7,7 +7,7 @@ import numpy as np
 from fedsim.data.dataset import Samples
 from fedsim.data.nested import Partition
 from fedsim.data.partition import Assignment
-from fedsim.data.partitions._dealing import IID, check_sizes, equal_parts, joined
+from fedsim.data.partitions._dealing import IID, check_sizes, equal_parts, join
 from fedsim.errors import InputError, check, nearest
 
 
@@ -59,7 +59,7 @@ def domain(
             )
         divide = (within_of or {}).get(name, within)
         assignments.append(divide(samples.take(rows), number, rng).on_rows(rows))
-    return joined(assignments)
+    return join(assignments)
 
 
 def _spread(domains: np.ndarray, clients: int) -> dict[int, int]:

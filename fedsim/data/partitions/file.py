@@ -21,9 +21,7 @@ def file(samples: Samples, clients: int, rng: np.random.Generator, *, path: str)
         InputError: no such file, or not a whole manifest; a manifest of other clients.
     """
     manifest = Manifest.load(Path(path).expanduser())
-    check(
-        manifest.num_clients == clients,
-        f"partition.clients must be {manifest.num_clients}, the number of clients of {path}",
-        clients,
-    )
+    number = manifest.num_clients
+    requirement = f"partition.clients must be {number}, the number of clients of {path}"
+    check(number == clients, requirement, clients)
     return manifest
