@@ -23,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from fedsim.data.sources import refusing
 from fedsim.errors import InputError
 
 _CHECKSUMS = "checksums.json"
@@ -65,7 +66,8 @@ def cached_arrays(key: str, build: Callable[[], Arrays]) -> dict[str, np.ndarray
         ValueError: a `Stream` whose rows are not those of its shape and dtype.
     """
     root = cache_folder()
-    try:
+    advice = "set FEDSIM_CACHE to a folder that can be written and has space"
+    with refusing(f"cannot use the data cache {root}: {{error}}; {advice}", OSError):
         if (arrays := _open(root / key)) is not None:
             return arrays
         root.mkdir(parents=True, exist_ok=True)
@@ -76,11 +78,6 @@ def cached_arrays(key: str, build: Callable[[], Arrays]) -> dict[str, np.ndarray
                 shutil.rmtree(leftover)
             _build(root, key, build)
             arrays = _open(root / key)
-    except OSError as error:
-        raise InputError(
-            f"cannot use the data cache {root}: {error}; set FEDSIM_CACHE to a folder "
-            "that can be written and has space"
-        ) from error
     if arrays is None:
         raise InputError(f"the data cache {root / key} changed while it was opened; try again")
     return arrays

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from fedsim.data.cache import cache_folder
-from fedsim.errors import InputError, check
+from fedsim.data.sources import refusing
+from fedsim.errors import check
 
 
 class FeatureCache:
@@ -37,7 +38,8 @@ class FeatureCache:
         self._shape = shape
         if self.kept == 0:
             return
-        try:
+        advice = "set FEDSIM_CACHE to a folder that can be written and has space"
+        with refusing(f"cannot use the feature cache {folder}: {{error}}; {advice}", OSError):
             folder.mkdir(parents=True, exist_ok=True)
             values, known = folder / f"{key}.f32", folder / f"{key}.known"
             if _size(known) > _size(values) // row_bytes:  # sized in the order of creation
@@ -45,11 +47,6 @@ class FeatureCache:
                 known.unlink(missing_ok=True)
             self._values = self._open(values, np.float32, (self.kept, *shape))
             self._known = self._open(known, np.uint8, (self.kept,))
-        except OSError as error:
-            raise InputError(
-                f"cannot use the feature cache {folder}: {error}; set FEDSIM_CACHE to a folder "
-                "that can be written and has space"
-            ) from error
 
     @staticmethod
     def _open(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:

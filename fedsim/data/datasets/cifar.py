@@ -75,8 +75,7 @@ class _Layout:
     folder: str
     archive: str
     files: Mapping[str, Mapping[str, str]]
-    labels: bytes
-    extra: Mapping[str, tuple[bytes, int]]  # column -> key of the pickle, number of values
+    columns: Mapping[str, tuple[bytes, int]]  # column -> key of the pickle, number of values
 
 
 _LAYOUTS = {
@@ -93,8 +92,7 @@ _LAYOUTS = {
             },
             "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
         },
-        labels=b"labels",
-        extra={},
+        columns={"y": (b"labels", 10)},
     ),
     "cifar100": _Layout(
         folder="cifar-100-python",
@@ -103,8 +101,7 @@ _LAYOUTS = {
             "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
             "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
         },
-        labels=b"fine_labels",
-        extra={"coarse": (b"coarse_labels", len(COARSE))},
+        columns={"y": (b"fine_labels", 100), "coarse": (b"coarse_labels", len(COARSE))},
     ),
 }
 
@@ -154,11 +151,10 @@ def _find(name: str, folders: list[Path]) -> dict[str, Path]:
 
 
 def _build(name: str, files: Mapping[str, Path], verify: bool) -> Arrays:
-    layout, num_classes = _LAYOUTS[name], len(SETS[name].classes)
-    columns = {"y": (layout.labels, num_classes), **layout.extra}
+    layout = _LAYOUTS[name]
     arrays: dict[str, Array] = {}
     for split, sums in layout.files.items():
-        pieces: dict[str, list[np.ndarray]] = {"x": [], **{column: [] for column in columns}}
+        pieces: dict[str, list[np.ndarray]] = {column: [] for column in ("x", *layout.columns)}
         for file, md5 in sums.items():
             data, where = _read(layout, files, file)
             # Not for security: these are the sums that the authors published.
@@ -171,7 +167,7 @@ def _build(name: str, files: Mapping[str, Path], verify: bool) -> Arrays:
             batch = _unpickle(data, where)
             images = _images(batch, where)
             pieces["x"].append(images)
-            for column, (key, count) in columns.items():
+            for column, (key, count) in layout.columns.items():
                 labels = _labels(batch, key, count, where)
                 check(
                     len(labels) == len(images),

@@ -136,16 +136,16 @@ def coco_detection(
                 file.left_out["image"] = len(file.images) - len(whole)
                 file.images[:] = whole
         images = [image for file in files for image in file.images]
-        weathers = sorted({image.domain for image in images if image.domain})
+        domain_names = sorted({image.domain for image in images if image.domain})
         most_boxes = min(max(1, *(len(image.boxes) for image in images)), max_boxes)
         left_out = sum((file.left_out for file in files), Counter[str]())
         arrays: dict[str, Array] = {
             "classes": to_bytes(files[0].classes),
-            "domains": to_bytes(weathers),
+            "domains": to_bytes(domain_names),
             "left-out": np.array([left_out[why] for why in ("crowd", "outside", "image")]),
         }
         for split, file in zip(SPLITS, files, strict=True):
-            columns = _columns(f"coco-detection, {split}", file, size, most_boxes, weathers)
+            columns = _columns(f"coco-detection, {split}", file, size, most_boxes, domain_names)
             arrays |= split_arrays(split, columns)
         return arrays
 
