@@ -39,3 +39,7 @@ def test_entries_have_their_fields(tmp_path: Path) -> None:
             entries(data, key, {}, path)
     with pytest.raises(InputError, match=r"x\[0\] of f must have 'id'"):
         entries({"x": [5]}, "x", {"id": int}, "f")
+    with pytest.raises(
+        InputError, match=r"x\[0\] of f must have 'id' of type int or str, got True"
+    ):
+        entries({"x": [{"id": True}]}, "x", {"id": (int, str)}, "f")
