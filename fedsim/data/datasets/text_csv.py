@@ -1,4 +1,4 @@
-"""ImageBoxes texts from the user's own CSV files, AG News among them."""
+"""Labelled texts from the user's own CSV files, AG News among them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def text_csv(
     vocabulary: int = 20_000,
     characters: int = 2000,
 ) -> Dataset:
-    """ImageBoxes texts from CSV files of the user: AG News, or any columns by name.
+    """Labelled texts from CSV files of the user: AG News, or any columns by name.
 
     `root` is the folder of the files `train` and `test`; without it, the usual folders are
     searched. A text is the values of the columns `text`, joined by spaces, cut at so many

@@ -1,4 +1,4 @@
-"""ImageBoxes texts as the arrays of a text data set."""
+"""Labelled texts as the arrays of a text data set."""
 
 from __future__ import annotations
 
