@@ -32,7 +32,7 @@ from fedsim import rng as streams
 from fedsim.client import Client, ClientContext, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.evaluate.retrieval import embedded, tokens_of
+from fedsim.evaluate.retrieval import embedded
 from fedsim.maths.contrastive import inter_contrast, intra_contrast
 
 
@@ -175,7 +175,7 @@ class Regularised(OwnTask):
         if modality == "image":
             found = self.part.images(self.public.inputs(rows))
         else:
-            found = self.part.texts(tokens_of(self.public, rows))
+            found = self.part.texts(self.public.tokens(rows))
         return found
 
     def representations(self) -> dict[str, Tensor]:

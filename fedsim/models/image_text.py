@@ -24,13 +24,14 @@ from fedsim.data.dataset import Card
 from fedsim.data.partition import Modality
 from fedsim.data.views import View
 from fedsim.errors import check
-from fedsim.evaluate.retrieval import Retrieval, tokens_of
+from fedsim.evaluate.retrieval import Retrieval
 from fedsim.maths.contrastive import info_nce, pcme
 from fedsim.models.blocks.body_head import check_images
 from fedsim.models.blocks.nested import Model
 from fedsim.models.cnn import cnn
 from fedsim.models.text import text as bag_of_words
 from fedsim.models.text_gru import text_gru
+from fedsim.params import protocol
 from fedsim.params.filters import under
 
 SERVER, IMAGE, TEXT, PAIRS = "server", "image", "text", "pairs"
@@ -146,9 +147,9 @@ class ImageText(nn.Module):
         part.eval()
         right, loss = 0, 0.0
         with torch.inference_mode():
-            for order in view.index_batches(batch_size):
-                x = view.inputs(order) if part.image is not None else tokens_of(view, order)
-                logits, y = part.head(part.features(x)), view.labels(order)
+            reads: protocol.Reads = "texts" if part.image is None else "inputs"
+            for x, y in view.batches(batch_size, reads=reads):
+                logits = part.head(part.features(x))
                 right += int((logits.argmax(1) == y).sum())
                 loss += float(F.cross_entropy(logits, y, reduction="sum"))
         part.train(training)
@@ -213,11 +214,11 @@ def image_text(
     def tower(model: Model, at: str, shape: tuple[int, ...]) -> Tower:
         made: Any = model(shape, num_classes, card)
         check(
-            isinstance(getattr(made, "head", None), nn.Linear),
+            protocol.linear_head(made) is not None,
             f"model.{model.option or at} must be a model with a linear head after its body",
             model.name,
         )
-        inside = [name for name in getattr(made, "frozen", ()) if name.startswith("body")]
+        inside = [name for name in protocol.frozen(made) if name.startswith("body")]
         frozen.extend(f"{at}.{name}" for name in inside)
         return Tower(made, dim)
 

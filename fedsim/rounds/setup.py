@@ -14,7 +14,7 @@ from fedsim.data.views import View
 from fedsim.engine.process import driver_device
 from fedsim.errors import InputError
 from fedsim.flower.contracts import is_client_app
-from fedsim.params import FlatModel
+from fedsim.params import FlatModel, protocol
 from fedsim.rounds.server import own_strategies
 from fedsim.strategy import ServerContext
 
@@ -47,7 +47,9 @@ def build_parts(
     # A server with samples trains where clients do.
     device = driver_device(experiment.engine.gpus) if len(manifest.server) else "cpu"
     try:
-        model = FlatModel(build_model(experiment, dataset.card), device)
+        module = build_model(experiment, dataset.card)
+        protocol.check(module, dataset.train.extra)
+        model = FlatModel(module, device)
     except InputError:
         raise
     except Exception as error:

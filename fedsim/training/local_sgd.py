@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.client import Client, ClientContext, GroupUpdate, Task, Tree, Update
-from fedsim.data.views import ClientData, View, view_for
+from fedsim.data.views import ClientData, View
 from fedsim.errors import InputError, check
-from fedsim.params import Params, Rows
+from fedsim.params import Params, Rows, protocol
 from fedsim.training import losses
 from fedsim.training.client_groups import Batch, GroupFit, Orders
 
@@ -140,11 +140,10 @@ class LocalSGD(Client):
         A model that brings its own loss names the columns of the data set that it takes, in its
         attribute `targets`; y is then the tuple of these.
         """
-        columns = getattr(fit.ctx.model.module, "targets", ())
+        reads = protocol.reads(fit.ctx.model.module)
+        targets = protocol.targets(fit.ctx.model.module)
         size = self.config.batch_size
-        if columns:
-            return fit.view.target_batches(columns, size, rng, epochs, steps)
-        return view_for(fit.ctx.model.module, fit.view).batches(size, rng, epochs, steps)
+        return fit.view.batches(size, rng, epochs, steps, reads=reads, targets=targets)
 
     def loss(self, fit: Fit, x: Any, y: Any) -> Tensor | None:
         """Return the loss of a batch, x (batch, C, H, W) and y (batch,); None to pass it over.
@@ -156,9 +155,8 @@ class LocalSGD(Client):
     def criterion(self, fit: Fit, logits: Tensor, y: Any) -> Tensor:
         """Return the loss of logits (batch, classes): the option `loss`, or the model's own."""
         config, module = self.config, fit.ctx.model.module
-        if hasattr(module, "targets"):
-            own: Tensor = module.loss(logits, *y)  # type: ignore[operator]
-            return own
+        if (own_loss := protocol.own_loss(module)) is not None:
+            return own_loss(logits, *y)
         if config.loss == "balanced-softmax":
             return losses.balanced_softmax(logits, y, fit.class_sizes, config.tau)
         if config.loss == "fedlc":
@@ -279,7 +277,7 @@ class LocalSGD(Client):
         """
         wanted = self.config.vectorise
         changed = self._changed()
-        lacking = [name for name in self.batched if not hasattr(module, name)]
+        lacking = protocol.missing(module, self.batched)
         able = not lacking and not changed and self.config.loss == "cross-entropy"
         if wanted is True and not able:
             why = f"the model {type(module).__name__} has no {', '.join(lacking)}"
@@ -290,7 +288,7 @@ class LocalSGD(Client):
             raise InputError(f"client.vectorise must be false or 'auto' here, got true: {why}")
         if not able or wanted is False:
             return 1
-        batch_bytes = self.config.batch_size * int(getattr(module, "sample_bytes", 1))
+        batch_bytes = self.config.batch_size * protocol.sample_bytes(module)
         sizes = GROUP_BYTES // self.group_bytes(module), GROUP_SAMPLE_BYTES // batch_bytes
         return max(1, min(GROUP_CLIENTS, *sizes))
 
