@@ -239,8 +239,8 @@ def sample_bytes(module: nn.Module, default: int = 1) -> int:
     return int(getattr(module, "sample_bytes", default))
 
 
-def check(module: nn.Module, columns: Collection[str] | None = None) -> None:
-    """Check a model's members against each other and against a data set's extra `columns`.
+def check(module: nn.Module) -> None:
+    """Check a model's members against each other.
 
     Raises:
         InputError: names the model's class, the member and what is allowed.
@@ -265,13 +265,6 @@ def check(module: nn.Module, columns: Collection[str] | None = None) -> None:
         require(any(map(under((name,)), tensors)), allowed, name)
     allowed = f"{owner}.reads must be one of {', '.join(map(repr, get_args(Reads)))}"
     require(reads(module) in get_args(Reads), allowed, reads(module))
-    if columns is not None:
-        for name in targets(module):
-            allowed = f"{owner}.targets must be columns of the data set ({', '.join(columns)})"
-            require(name in columns, allowed, name)
-        fits = reads(module) == "inputs" or "tokens" in columns
-        allowed = f"{owner}.reads must be 'inputs' for a data set without texts beside its inputs"
-        require(fits, allowed, reads(module))
     for member, least in (("stem_bytes", 0), ("sample_bytes", 1)):
         size = getattr(module, member, least)
         is_size = isinstance(size, int) and size >= least
@@ -280,3 +273,18 @@ def check(module: nn.Module, columns: Collection[str] | None = None) -> None:
         is_scorer = all(map(partial(hasattr, module.scorer), ("headline", "tally", "picture")))
         allowed = f"{owner}.scorer must be a fedsim.evaluate.Scorer"
         require(is_scorer, allowed, module.scorer)
+
+
+def check_columns(module: nn.Module, columns: Collection[str]) -> None:
+    """Check that a data set with these extra columns has what a model reads and compares with.
+
+    Raises:
+        InputError: names the model's class, the member and what is allowed.
+    """
+    owner = type(module).__name__
+    for name in targets(module):
+        allowed = f"{owner}.targets must be columns of the data set ({', '.join(columns)})"
+        require(name in columns, allowed, name)
+    fits = reads(module) == "inputs" or "tokens" in columns
+    allowed = f"{owner}.reads must be 'inputs' for a data set without texts beside its inputs"
+    require(fits, allowed, reads(module))

@@ -48,7 +48,7 @@ def build_parts(
     device = driver_device(experiment.engine.gpus) if len(manifest.server) else "cpu"
     try:
         module = build_model(experiment, dataset.card)
-        protocol.check(module, dataset.train.extra)
+        protocol.check(module)
         model = FlatModel(module, device)
     except InputError:
         raise
@@ -82,6 +82,7 @@ def build_parts(
             )
     for own in own_strategies(strategy):
         own.check(model.params(), server_context(parts))
+    protocol.check_columns(model.module, dataset.train.extra)
     return parts
 
 

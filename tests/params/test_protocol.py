@@ -60,7 +60,8 @@ def test_a_module_without_members_has_the_defaults() -> None:
     assert protocol.sample_bytes(module) == 1
     assert protocol.sample_bytes(module, 7) == 7
     assert protocol.missing(module, ("weight", "loss")) == ["loss"]
-    protocol.check(module, {})
+    protocol.check(module)
+    protocol.check_columns(module, ())
 
 
 def test_declared_members_are_read() -> None:
@@ -95,10 +96,6 @@ def test_a_loss_without_targets_and_a_stem_of_no_bytes_are_not_used() -> None:
         ({"targets": ("boxes",)}, "Net.targets needs a method 'loss' beside it"),
         ({"targets": ("boxes",), "loss": 1.0}, "Net.targets needs a method 'loss' beside it"),
         ({"targets": "boxes", "loss": method}, "Net.targets must be a tuple of names, got 'boxes'"),
-        (
-            {"targets": ("box",), "loss": method},
-            r"Net.targets must be columns of the data set \(boxes, domain\), got 'box'",
-        ),
         ({"frozen": "head"}, "Net.frozen must be a tuple of names, got 'head'"),
         ({"frozen": (1,)}, r"Net.frozen must be a tuple of names, got \(1,\)"),
         (
@@ -112,11 +109,6 @@ def test_a_loss_without_targets_and_a_stem_of_no_bytes_are_not_used() -> None:
         (
             {"reads": "pair"},
             "Net.reads must be one of 'inputs', 'texts', 'pairs', got 'pair'",
-        ),
-        (
-            {"reads": "pairs"},
-            "Net.reads must be 'inputs' for a data set without texts beside its inputs, "
-            "got 'pairs'",
         ),
         ({"stem_bytes": 1}, "Net.stem_bytes needs a method 'stem' beside it"),
         (
@@ -142,7 +134,26 @@ def test_a_loss_without_targets_and_a_stem_of_no_bytes_are_not_used() -> None:
 )  # fmt: skip
 def test_contradictions_are_named(members: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
-        protocol.check(Net(**members), ("boxes", "domain"))
+        protocol.check(Net(**members))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            {"targets": ("boxes", "depth"), "loss": method},
+            r"Net.targets must be columns of the data set \(boxes, domain\), got 'depth'",
+        ),
+        (
+            {"reads": "pairs"},
+            "Net.reads must be 'inputs' for a data set without texts beside its inputs, "
+            "got 'pairs'",
+        ),
+    ],
+)
+def test_columns_that_a_data_set_lacks_are_named(members: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        protocol.check_columns(Net(**members), ("boxes", "domain"))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +168,8 @@ def test_contradictions_are_named(members: dict[str, Any], message: str) -> None
     ],
 )
 def test_members_that_fit_are_accepted(members: dict[str, Any]) -> None:
-    protocol.check(Net(**members), ("boxes", "tokens"))
+    protocol.check(Net(**members))
+    protocol.check_columns(Net(**members), ("boxes", "tokens"))
 
 
 def test_models_of_the_package_pass_their_own_check() -> None:
@@ -169,7 +181,8 @@ def test_models_of_the_package_pass_their_own_check() -> None:
         text_gru((3, 9), 2),
         BodyHead(nn.Flatten(), 4, 2),
     ):
-        protocol.check(module, ("boxes", "box_labels"))
+        protocol.check(module)
+        protocol.check_columns(module, ("boxes", "box_labels"))
 
 
 def test_a_run_is_refused_before_it_has_a_folder(tmp_path: Path) -> None:
