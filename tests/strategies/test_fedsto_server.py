@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import fedsim
 from clients.fedsto import FedSTO as Client
