@@ -20,7 +20,6 @@ from fedsim.client import ClientContext
 from fedsim.config.ranges import CheckedConfig, Count, NonNegative, Positive, ProperFraction
 from fedsim.data.views import ClientData
 from fedsim.evaluate.metric_names import named_scores
-from fedsim.evaluate.retrieval import tokens_of
 from fedsim.models.image_text import RetrievalLoss, retrieval_loss
 from fedsim.params import Params
 from fedsim.params.filters import under
@@ -106,11 +105,11 @@ class OwnTask:
         self.part.train()
         if self.has_pairs:
             x = self.part.images(view.inputs(order, self.rng))
-            y = self.part.texts(tokens_of(view, order))
+            y = self.part.texts(view.tokens(order))
             loss = retrieval_loss(self.part, x, y, config.retrieval_loss, config.temperature)
         else:
             images = self.data.modality == "image"
-            read = view.inputs(order, self.rng) if images else tokens_of(view, order)
+            read = view.inputs(order, self.rng) if images else view.tokens(order)
             features, labels = self.part.features(read), view.labels(order)
             of = margin_loss if config.classifier == "margin" else linear_loss
             loss = of(self.part.head, features, labels)

@@ -32,7 +32,7 @@ from fedsim.client import Client, ClientContext, Heterogeneous, Tree, Update
 from fedsim.config.ranges import Count, NonNegative, Positive
 from fedsim.data.views import ClientData
 from fedsim.errors import check
-from fedsim.evaluate.retrieval import embedded, tokens_of
+from fedsim.evaluate.retrieval import embedded
 from fedsim.maths.contrastive import inter_contrast, intra_contrast
 
 
@@ -170,7 +170,7 @@ class Regularised(OwnTask):
         if modality == "image":
             found = self.part.images(self.public.inputs(rows))
         else:
-            found = self.part.texts(tokens_of(self.public, rows))
+            found = self.part.texts(self.public.tokens(rows))
         return found
 
     def representations(self) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from fedsim import rng
 from fedsim.config.ranges import CheckedConfig, Count, NonNegative, Positive, ProperFraction
 from fedsim.data.views import View
 from fedsim.errors import InputError
-from fedsim.evaluate.retrieval import embedded, tokens_of
+from fedsim.evaluate.retrieval import embedded
 from fedsim.models.image_text import ImageText, RetrievalLoss, retrieval_loss
 from fedsim.params import Params
 from fedsim.params.filters import under
@@ -175,7 +175,7 @@ class PublicTraining:
         return found
 
     def _texts(self, rows: Tensor) -> Tensor:
-        found: Tensor = self.part.texts(tokens_of(self.public, rows))
+        found: Tensor = self.part.texts(self.public.tokens(rows))
         return found
 
 

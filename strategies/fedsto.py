@@ -34,7 +34,7 @@ from fedsim.config.ranges import (
 )
 from fedsim.errors import InputError
 from fedsim.maths.orthogonality import Orthogonality, Sides
-from fedsim.params import Params
+from fedsim.params import Params, protocol
 from fedsim.params.filters import in_backbone
 from fedsim.strategy import ServerContext, Strategy, mean_update
 from fedsim.training.local_sgd import SGD, Fit, ServerRound
@@ -87,7 +87,7 @@ class FedSTO(Strategy):
 
     def check(self, params: Params, ctx: ServerContext) -> None:
         called = f"strategy {self.name!r}"
-        if not any(map(in_backbone, params)) or not hasattr(ctx.model.module, "detect"):
+        if not any(map(in_backbone, params)) or not protocol.detects(ctx.model.module):
             raise InputError(f"{called} needs a model with backbone and boxes: {{name: detector}}")
         if ctx.dataset.card.kind != "detection":
             raise InputError(

@@ -28,7 +28,7 @@ from fedsim import rng
 from fedsim.components.build import build_dataset, build_model, build_partition
 from fedsim.config.experiment import Experiment
 from fedsim.engine.process import keep_memory
-from fedsim.params import FlatModel
+from fedsim.params import FlatModel, protocol
 
 GROUP = 17
 """Clients in one batched product; 100 clients on two processes make three even groups each."""
@@ -116,7 +116,7 @@ def _work(
     module = build_model(experiment, card)
     options = experiment.client.options
     kernel: _Convolutional | _Batched | _Grouped
-    size = CONVOLUTION_BYTES // (options["batch_size"] * getattr(module, "sample_bytes", 2**30))
+    size = CONVOLUTION_BYTES // (options["batch_size"] * protocol.sample_bytes(module, 2**30))
     if experiment.model.name == "cnn" and size > 1 and not eager:
         kernel = _Grouped(module, options, images.permute(0, 3, 1, 2), labels)
     elif experiment.model.name == "mlp" and not eager:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedsim.config.experiment import Experiment
 from fedsim.errors import InputError
-from fedsim.params import tensors_digest
+from fedsim.params import protocol, tensors_digest
 from fedsim.params.filters import under
 
 FILE = "model.safetensors"
@@ -48,7 +48,7 @@ def load_into(module: nn.Module, folder: Path, experiment: Experiment, frozen: D
             changed since.
     """
     arrays = read_arrays(folder)
-    is_frozen = under(tuple(getattr(module, "frozen", ())))
+    is_frozen = under(protocol.frozen(module))
     expected = {name for name in module.state_dict() if not is_frozen(name)}
     if missing := sorted(expected - set(arrays)):
         raise InputError(

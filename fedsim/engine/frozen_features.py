@@ -1,14 +1,7 @@
-"""What a model's frozen first part makes of the samples, kept on disk for all workers and rounds.
+"""On-disk cache of the outputs of a model's frozen first layers, shared by workers and rounds.
 
-A module takes part by three members, and client methods know nothing of it:
-
-    stem(x)            what the frozen part makes of inputs x, one row a sample; depends on nothing
-                       that is trained
-    stem_bytes         how many bytes to keep for a split, 0 for none
-    stem_identity()    text that tells what `stem` computes, but for the frozen weights
-
-Its `forward` and `body` then take what `stem` returns in the place of inputs. Images that are
-changed at random in training are given to it as ever.
+A model takes part through the members of `fedsim.params.protocol.Stem`; client methods need not
+know. Augmented images bypass the cache.
 """
 
 from __future__ import annotations
@@ -25,15 +18,15 @@ from torch import Tensor
 from fedsim.data.dataset import Card, Split
 from fedsim.data.feature_cache import FeatureCache
 from fedsim.data.views import View
-from fedsim.params import FlatModel
+from fedsim.params import FlatModel, protocol
 
 Features = Callable[[np.ndarray], Tensor]
-"""Rows of a split, int64 (k,) -> what the stem makes of them, float32 (k, ...), on the CPU."""
+"""Rows of a split, int64 (k,) -> the stem's outputs, float32 (k, ...), on the CPU."""
 
 
 def make_stem(model: FlatModel, split: Split, card: Card) -> Features | None:
-    """Return what reads a split through the model's stem, None for a model that keeps none."""
-    if not getattr(model.module, "stem_bytes", 0):
+    """Return a cached reader of a split through the model's stem, None for a model without one."""
+    if protocol.stem(model.module) is None:
         return None
     return _Stem(model, split, card).rows
 
@@ -50,9 +43,10 @@ class _Stem:
         training = module.training
         module.eval()
         with torch.no_grad():
-            made: Tensor = module.stem(View(self._split, rows, self._card, self._device).inputs())
+            inputs = View(self._split, rows, self._card, self._device).inputs()
+            outputs: Tensor = module.stem(inputs)
         module.train(training)
-        return made
+        return outputs
 
     @property
     def _device(self) -> torch.device:

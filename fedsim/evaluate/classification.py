@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.data.views import View, view_for
+from fedsim.data.views import View
 from fedsim.evaluate.feature_statistics import Moments
 from fedsim.evaluate.metric_names import SHOTS
 from fedsim.evaluate.scorer import Scorer
+from fedsim.params import protocol
 
 ShotRule = Literal["cumulative", "count"]
 
@@ -122,7 +123,7 @@ def counts(
             lambda _, inputs: given.append(inputs[0])
         )
     with torch.inference_mode(), watch or nullcontext():
-        for x, y in view_for(module, view).batches(batch_size):
+        for x, y in view.batches(batch_size, reads=protocol.reads(module)):
             logits = module(x)
             if features:
                 some = Moments.of(given.pop(), y, num_classes)
@@ -176,7 +177,7 @@ def head_scores(
     loss = dict.fromkeys(heads, 0.0)
     placed = {name: [t.to(view.device) for t in head] for name, head in heads.items()}
     with torch.inference_mode():
-        for x, y in view.batches(batch_size):
+        for x, y in view.batches(batch_size, reads=protocol.reads(module)):
             features = module.body(x)
             for name, head in placed.items():
                 logits = F.linear(features, *head)

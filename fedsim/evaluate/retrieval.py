@@ -169,21 +169,12 @@ def embedded(module: Any, view: View, modality: str, batch_size: int = 512) -> T
     """
     training = module.training
     module.eval()
-    made = []
-    for order in view.index_batches(batch_size):
-        if modality == "image":
-            made.append(module.images(view.inputs(order)))
-        else:
-            made.append(module.texts(tokens_of(view, order)))
+    if modality == "image":
+        made = [module.images(x) for x in view.input_batches(batch_size)]
+    else:
+        made = [module.texts(x) for x in view.input_batches(batch_size, reads="texts")]
     module.train(training)
     return torch.cat(made) if made else torch.empty(0, 0, device=view.device)
-
-
-def tokens_of(view: View, order: Tensor | None = None) -> Tensor:
-    """Return the int64 tokens (n, L) of the texts of image-text pairs."""
-    tokens = view.column("tokens", order)
-    assert isinstance(tokens, Tensor)
-    return tokens.long()
 
 
 def _numbers(array: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fedsim.evaluate.scorer import Scorer
+from fedsim.params import protocol
 
 if TYPE_CHECKING:
     from fedsim.data.views import View
@@ -16,8 +17,8 @@ def scorer_of(module: nn.Module) -> Scorer:
     """Return how a model is scored: as its attribute `scorer` says, else as a classifier."""
     from fedsim.evaluate.classification import CLASSIFICATION
 
-    found: Scorer = getattr(module, "scorer", CLASSIFICATION)
-    return found
+    scorer: Scorer = protocol.scorer(module, CLASSIFICATION)
+    return scorer
 
 
 def score(module: nn.Module, view: View, batch_size: int = 512) -> dict[str, float]:

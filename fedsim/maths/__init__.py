@@ -1,1 +1,1 @@
-"""Algebra shared by strategies, clients and the engine."""
+"""Mathematics shared by models, strategies and clients."""

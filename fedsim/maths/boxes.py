@@ -1,7 +1,7 @@
-"""Boxes as corners x1, y1, x2, y2: overlaps, suppression of duplicates, and what matches what.
+"""Bounding boxes as corners x1, y1, x2, y2: overlap, non-maximum suppression, matching.
 
-A box has the area (x2 - x1)(y2 - y1), of a box whose corners are swapped it is 0. Boxes of several
-images at once are padded: a mask or the label -1 says which rows there are.
+The area of a box is (x2 - x1)(y2 - y1), 0 if its corners are swapped. The boxes of a batch of
+images are padded to one number; a mask or the label -1 marks rows without a box.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def overlap(a: Tensor, b: Tensor, kind: Overlap = "iou") -> Tensor:
-    """Return how much boxes a (..., 4) overlap their partners b (..., 4), (...).
+    """Return the overlap (...) of boxes a (..., 4) with their partners b (..., 4).
 
-    iou: intersection over union. giou: minus the share of the smallest box around both that neither
-    fills (Rezatofighi et al. 2019, arXiv:1902.09630), in (-1, 1]. ciou: IoU - d^2 / c^2 - alpha v
-    with d the distance of the centres, c the diagonal of the box around both, v the difference of
-    the aspect ratios and alpha = v / (1 - IoU + v), which is a constant for the gradient (Zheng et
-    al. 2020, arXiv:1911.08287, Eq. 5 to 8).
+    iou: intersection over union. giou: IoU minus the share of the smallest box around both that
+    neither fills (Rezatofighi et al. 2019, arXiv:1902.09630), in (-1, 1]. ciou: IoU - d^2 / c^2 -
+    alpha v with d the distance of the centres, c the diagonal of the box around both, v the
+    difference of the aspect ratios and alpha = v / (1 - IoU + v), a constant for the gradient
+    (Zheng et al. 2020, arXiv:1911.08287, Eq. 5 to 8).
     """
     shared = _shared(a, b)
     union = areas(a) + areas(b) - shared + _TINY
@@ -69,7 +69,7 @@ def _angle(boxes: Tensor) -> Tensor:
 
 
 def clipped(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Return boxes (..., 4) cut off at the borders of an image."""
+    """Return boxes (..., 4) clipped to an image."""
     limits = torch.tensor([width, height, width, height], device=boxes.device, dtype=boxes.dtype)
     return torch.minimum(boxes.clamp_min(0), limits)
 
@@ -77,17 +77,17 @@ def clipped(boxes: Tensor, height: int, width: int) -> Tensor:
 def suppressed(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, iou: float, least_score: float, most: int
 ) -> Tensor:
-    """Return which boxes non-maximum suppression keeps, int64 (n, k), the best first, -1 for none.
+    """Return the boxes that non-maximum suppression keeps, int64 (n, k), best first, -1 for none.
 
     `boxes` (n, K, 4), `scores` (n, K) and `labels` (n, K) are those of n images; k is the largest
-    number kept of an image. From the highest score down a box is kept unless it overlaps a kept
-    one of its class by more than `iou`; boxes below `least_score` are none. At most `most` of an
-    image are looked at. Equal scores keep the order they came in.
+    number kept in an image. From the highest score down a box is kept unless it overlaps a kept
+    one of its class by more than `iou`; boxes below `least_score` are ignored, as are all but the
+    `most` best of an image. Equal scores keep their order.
     """
     n, size = scores.shape
     ranked = torch.sort(scores, dim=1, descending=True, stable=True)
-    there = int((ranked.values >= least_score).sum(1).max()) if n and size else 0
-    places = ranked.indices[:, : min(there, most)]
+    longest = int((ranked.values >= least_score).sum(1).max()) if n and size else 0
+    places = ranked.indices[:, : min(longest, most)]
     chosen = gathered(boxes, places)
     classes = labels.gather(1, places)
     covers = pairwise_iou(chosen, chosen) > iou
@@ -103,33 +103,33 @@ def suppressed(
 def gathered(values: Tensor, places: Tensor, missing: float = 0) -> Tensor:
     """Return the rows (n, k, ...) of values (n, K, ...) at places (n, k), `missing` where -1."""
     index = places.clamp_min(0)
-    there = places >= 0
+    exists = places >= 0
     for _ in values.shape[2:]:
-        index, there = index.unsqueeze(-1), there.unsqueeze(-1)
+        index, exists = index.unsqueeze(-1), exists.unsqueeze(-1)
     index = index.expand(*places.shape, *values.shape[2:])
     if values.shape[1] == 0:
         return values.new_full(index.shape, missing)
-    return torch.where(there, values.gather(1, index), missing)
+    return torch.where(exists, values.gather(1, index), missing)
 
 
 def matched(
     boxes: Tensor, labels: Tensor, true_boxes: Tensor, true_labels: Tensor, iou: float = 0.5
 ) -> Tensor:
-    """Return which boxes (n, K) are right: of the class of a true box and over it, each one once.
+    """Return which detections are true positives, bool (n, K).
 
-    Boxes are those of n images, the best first: (n, K, 4) with labels (n, K), and true ones (n, T,
-    4) with labels (n, T), -1 where there is none. In this order each takes the free true box of
-    its class that it overlaps most, if by `iou` or more.
+    Detected boxes of n images are (n, K, 4) with labels (n, K), best first, true ones (n, T, 4)
+    with labels (n, T); the label -1 marks no box. In this order each detection takes the unmatched
+    true box of its class that it overlaps most, if by `iou` or more.
     """
-    found = pairwise_iou(boxes, true_boxes)
+    overlaps = pairwise_iou(boxes, true_boxes)
     alike = (labels.unsqueeze(2) == true_labels.unsqueeze(1)) & (labels >= 0).unsqueeze(2)
-    found = torch.where(alike, found, -1.0)
+    overlaps = torch.where(alike, overlaps, -1.0)
     right = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
     if true_labels.shape[1] == 0:
         return right
     for i in range(labels.shape[1]):
-        best, which = found[:, i].max(1)
+        best, which = overlaps[:, i].max(1)
         right[:, i] = best >= iou
-        taken = torch.zeros_like(found[:, 0]).bool().scatter(1, which.unsqueeze(1), True)
-        found = torch.where((taken & right[:, i : i + 1]).unsqueeze(1), -1.0, found)
+        taken = torch.zeros_like(overlaps[:, 0]).bool().scatter(1, which.unsqueeze(1), True)
+        overlaps = torch.where((taken & right[:, i : i + 1]).unsqueeze(1), -1.0, overlaps)
     return right

@@ -1,8 +1,7 @@
-"""Contrast between unit vectors: losses over batches, and scores of whole sets in row chunks.
+"""Contrastive losses over batches of unit vectors, and similarity scores over whole sets.
 
-Rows of a matrix are vectors of length d; row k of two matrices belongs to one pair. No function
-holds a matrix of N x N numbers for sets of N rows: what is compared with a whole set is cut into
-chunks of `CHUNK_VALUES` numbers.
+Rows of a matrix are vectors of length d; rows k of two matrices form a pair. No function holds an
+N x N matrix for sets of N rows: comparisons run in chunks of `CHUNK_VALUES` numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_VALUES = 1 << 24
-"""Similarities that are in memory at once: 64 MiB in fp32."""
+"""Similarities held in memory at once: 64 MiB in fp32."""
 
 
 def pcme(x: Tensor, y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -62,25 +61,25 @@ def matches(
     exclude_self: bool = False,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return how well row k of `local` matches row k of `other`, both (N, d), in one pass.
+    """Return the match of row k of `local` with row k of `other`, both (N, d), in one pass.
 
-    The score s_k = log softmax_j(<local_k, other_j> / tau) at j = k, (N,), and whether no other row
-    is as similar, bool (N,): a tie is no match, so that rows that are all alike match nothing.
-    With `exclude_self` the sum in the denominator leaves j = k out, which takes two rows. `chunk`
-    rows at a time.
+    These are the scores s_k = log softmax_j(<local_k, other_j> / tau) at j = k, (N,), and whether
+    no other row is as similar, bool (N,): a tie is no match, so equal rows match nothing. With
+    `exclude_self` the denominator leaves out j = k, which needs two rows. `chunk` rows are compared
+    at a time.
     """
     scores = torch.empty(len(local), dtype=local.dtype, device=local.device)
     first = torch.empty(len(local), dtype=torch.bool, device=local.device)
     for rows, similar in similarities(local, other, chunk):
-        own = similar.diagonal(rows.start).clone()
+        diagonal = similar.diagonal(rows.start).clone()
         similar.diagonal(rows.start).fill_(-torch.inf)
         nearest = similar.amax(1)
-        first[rows] = own > nearest
-        highest = nearest if exclude_self else torch.maximum(nearest, own)
+        first[rows] = diagonal > nearest
+        highest = nearest if exclude_self else torch.maximum(nearest, diagonal)
         total = similar.sub_(highest.unsqueeze(1)).div_(tau).exp_().sum(1)
         if not exclude_self:
-            total += ((own - highest) / tau).exp_()
-        scores[rows] = (own - highest) / tau - total.log_()
+            total += ((diagonal - highest) / tau).exp_()
+        scores[rows] = (diagonal - highest) / tau - total.log_()
     return scores, first
 
 
@@ -100,7 +99,7 @@ def mean_of_weighted(local: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 
 def best_matches(local: Tensor, other: Tensor, *, chunk: int | None = None) -> Tensor:
-    """Return the row of `other` that is the most similar to each row of `local`, int64 (N,)."""
+    """Return the row of `other` most similar to each row of `local`, int64 (N,)."""
     best = torch.empty(len(local), dtype=torch.int64, device=local.device)
     for rows, similar in similarities(local, other, chunk):
         best[rows] = similar.argmax(1)
@@ -110,7 +109,7 @@ def best_matches(local: Tensor, other: Tensor, *, chunk: int | None = None) -> T
 def similarities(
     local: Tensor, other: Tensor, chunk: int | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield chunks of rows of local @ other.T, each in the same memory, free to be changed."""
+    """Yield chunks of rows of local @ other.T, all in one memory, which the caller may change."""
     size = chunk or max(1, CHUNK_VALUES // max(1, len(other)))
     memory = torch.empty(
         (min(size, len(local)), len(other)), dtype=local.dtype, device=local.device

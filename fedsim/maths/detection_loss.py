@@ -1,14 +1,14 @@
-"""The loss of an anchor-free one-stage detector, for real boxes and for pseudo boxes alike.
+"""Loss of an anchor-free one-stage detector, for true boxes and pseudo boxes.
 
     L = B (w_box L_box + w_obj L_obj + w_cls L_cls),  B the batch size (YOLOv5's form)
-    L_box  mean of 1 - CIoU over the cells that answer for a box
-    L_obj  binary cross-entropy over all cells: of a cell with a box towards the IoU of what it
-           predicts, or towards the box's own soft value, elsewhere towards 0; mean over the cells
-           of a level, levels weighed
-    L_cls  binary cross-entropy over classes, mean over the cells that answer for a box
+    L_box  mean of 1 - CIoU over the cells that are assigned a box
+    L_obj  binary cross-entropy over all cells: of a cell with a box towards the IoU of its
+           prediction, or towards the box's soft value, elsewhere towards 0; mean over the cells of
+           a level, weighted sum over levels
+    L_cls  binary cross-entropy over classes, mean over the cells that are assigned a box
 
-A box is answered for by the cell of its centre and the two cells nearest to it beside that one, on
-the level of its size. Where two boxes want a cell, the smaller one has it.
+A box is assigned to the cell of its centre and that cell's two neighbours nearest to the centre, on
+the level of its size. If two boxes claim a cell, the smaller one gets it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from fedsim.maths.boxes import areas, overlap
 
 SIZE_OF_LEVEL = 4
-"""The square root of a box's area, in strides, from which the next level answers for it."""
+"""The square root of a box's area, in strides, from which it is assigned to the next level."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Grid:
 def grid(shapes: tuple[tuple[int, int, int], ...], device: torch.device) -> Grid:
     """Return the cells of levels (rows, columns, stride)."""
     corners, strides = [], []
-    with torch.inference_mode(False):  # they are kept, and may be needed for gradients later
+    with torch.inference_mode(False):  # cached, and possibly needed for gradients later
         for rows, columns, stride in shapes:
             y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
             corners.append(torch.stack([x, y], dim=2).view(-1, 2).float() * stride)
@@ -53,10 +53,10 @@ def grid(shapes: tuple[tuple[int, int, int], ...], device: torch.device) -> Grid
 
 @dataclass
 class Targets:
-    """Boxes (n, K, 4) with labels (n, K), -1 where there is none, and what they teach.
+    """Boxes (n, K, 4) with labels (n, K), -1 for none, and the terms of the loss they enter.
 
-    `classify` and `regress`, bool (n, K): whether a box teaches its class, and its place. `soft`
-    (n, K): the objectness to predict, or below 0 for the IoU of what is predicted.
+    `classify` and `regress`, bool (n, K): whether a box enters L_cls, and L_box. `soft` (n, K): the
+    objectness to predict, or below 0 for the IoU of the prediction.
     """
 
     boxes: Tensor
@@ -67,26 +67,26 @@ class Targets:
 
     @classmethod
     def certain(cls, boxes: Tensor, labels: Tensor) -> Targets:
-        """Return targets of boxes that teach everything."""
+        """Return targets of boxes that enter every term."""
         yes = labels >= 0
         return cls(boxes, labels, yes, yes, torch.full_like(boxes[..., 0], -1.0))
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of the terms, >= 0; YOLOv5's, of which the class's is for 80 classes."""
+    """Weights of the terms, >= 0; the defaults are YOLOv5's, `classes` for 80 classes."""
 
     box: float = 0.05
     objectness: float = 0.7
     classes: float = 0.3
 
 
-def assigned(boxes: Tensor, there: Tensor, cells: Grid) -> Tensor:
-    """Return which box each cell answers for, int64 (n, A), -1 for none.
+def assigned(boxes: Tensor, exists: Tensor, cells: Grid) -> Tensor:
+    """Return the box assigned to each cell, int64 (n, A), -1 for none.
 
-    `boxes` are (n, K, 4), of which `there`, bool (n, K), says which exist.
+    `exists`, bool (n, K), marks the boxes (n, K, 4) that are no padding.
     """
-    n, most = there.shape
+    n, most = exists.shape
     area = areas(boxes)
     side = area.sqrt()
     # Ranks are distinct, so that the smallest one of a cell names one box.
@@ -96,7 +96,7 @@ def assigned(boxes: Tensor, there: Tensor, cells: Grid) -> Tensor:
     for level, (rows, columns, stride) in enumerate(cells.shapes):
         last = level == len(cells.shapes) - 1
         high = float("inf") if last else float(SIZE_OF_LEVEL * stride)
-        here = there & (side >= low) & (side < high)
+        here = exists & (side >= low) & (side < high)
         centre = (boxes[..., :2] + boxes[..., 2:]) / (2 * stride)
         limits = torch.tensor([columns - 1, rows - 1], device=boxes.device)
         cell = torch.minimum(centre.floor().long().clamp_min(0), limits)
@@ -133,12 +133,12 @@ def detection_loss(
     which = assigned(targets.boxes, targets.labels >= 0, cells)
     image, cell = torch.nonzero(which >= 0, as_tuple=True)
     box = which[image, cell]
-    wanted = targets.boxes[image, box]
+    true_boxes = targets.boxes[image, box]
     predicted = boxes[image, cell]
-    fit = overlap(predicted, wanted, "ciou")
+    fit = overlap(predicted, true_boxes, "ciou")
     box_loss = _mean((1 - fit)[targets.regress[image, box]])
     soft = targets.soft[image, box]
-    iou = overlap(predicted.detach(), wanted)
+    iou = overlap(predicted.detach(), true_boxes)
     goal = torch.zeros_like(objectness)
     goal[image, cell] = torch.where(soft < 0, iou, soft)
     taught = targets.classify[image, box]
@@ -149,10 +149,9 @@ def detection_loss(
     sizes = [rows * columns for rows, columns, _ in cells.shapes]
     balance = (4.0, 1.0, 0.4) if len(sizes) == 3 else (1.0,) * len(sizes)
     pieces = zip(balance, objectness.split(sizes, 1), goal.split(sizes, 1), strict=True)
-    for weight, some, towards in pieces:
-        objectness_loss = objectness_loss + weight * F.binary_cross_entropy_with_logits(
-            some, towards
-        )
+    for weight, level, level_goal in pieces:
+        entropy = F.binary_cross_entropy_with_logits(level, level_goal)
+        objectness_loss = objectness_loss + weight * entropy
     class_weight = weights.classes * num_classes / 80 * 3 / len(sizes)
     loss = weights.box * box_loss + weights.objectness * objectness_loss + class_weight * class_loss
     return n * loss

@@ -1,4 +1,4 @@
-"""Fixed classifiers whose rows point as far apart as they can: simplex ETFs, dense and sparse.
+"""Fixed classifiers with maximally separated rows: simplex ETFs, dense and sparse.
 
     dense   M = sqrt(C / (C - 1)) (I - 1 1^T / C) P^T,  P (d, C) with orthonormal columns
     sparse  zeros at random entries of M, then a minimum over the other entries of
@@ -33,7 +33,7 @@ _CLIP = 1 - 1e-5  # bound on a cosine, where the derivative of arccos is still f
 
 
 def check_etf(num_classes: int, dim: int, beta: float, gamma: float) -> None:
-    """Raise `InputError` if there is no such frame of `num_classes` rows of length `dim`."""
+    """Raise `InputError` if no such frame of `num_classes` rows of length `dim` exists."""
     check(0 <= beta < 1, "beta must be in [0, 1)", beta)
     check(0 < gamma < math.inf, "gamma must be > 0 and finite", gamma)
     check(num_classes >= 2, "an ETF classifier needs at least 2 classes", num_classes)
@@ -58,15 +58,15 @@ def simplex_etf(num_classes: int, dim: int, generator: torch.Generator) -> Tenso
 
 
 def num_zeros(num_classes: int, dim: int, beta: float) -> int:
-    """Return floor(beta d C), `beta` being the decimal fraction that its digits say."""
+    """Return floor(beta d C), with `beta` as the decimal fraction of its shortest digits."""
     return int(Decimal(str(beta)) * dim * num_classes)
 
 
 def keep_mask(num_classes: int, dim: int, beta: float, generator: torch.Generator) -> Tensor:
-    """Return which entries stay, bool (C, d): all but floor(beta d C) random ones of the matrix.
+    """Return the entries to keep, bool (C, d): all but floor(beta d C) random ones.
 
     Raises:
-        InputError: they leave a row with fewer than 2 entries, which points nowhere.
+        InputError: a row keeps fewer than 2 entries, so that it has no direction of its own.
     """
     mask = torch.ones(num_classes * dim, dtype=torch.bool)
     order = torch.randperm(num_classes * dim, generator=generator)
@@ -90,9 +90,9 @@ def etf_loss(rows: Tensor, gamma: float) -> Tensor:
 
 
 def etf_gradient(rows: Tensor, gamma: float) -> Tensor:
-    """Return the gradient of `etf_loss`, (C, d); of equally near rows the first counts.
+    """Return the gradient of `etf_loss`, (C, d); of equally near rows it takes the first.
 
-    Written out, it takes one matrix product where automatic differentiation takes three.
+    Written out it needs one matrix product, with automatic differentiation three.
     """
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     unit = rows / norms
@@ -138,12 +138,12 @@ def sparse_etf(
     paper_schedule: bool = False,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Tensor:
-    """Return the fixed classifier of these numbers, fp32 (C, d), not to be changed.
+    """Return a fixed classifier, fp32 (C, d), read-only.
 
-    floor(`beta` d C) entries are 0, the rows have norm `gamma`. It follows from the arguments
-    alone, so a server and its clients need not send it. With `beta` 0 it is the dense frame
-    itself, which is optimal. Otherwise rows are brought to norm gamma, spread for 2,000 steps and
-    brought to it again, or with `paper_schedule` spread as they are for 10,000 steps.
+    floor(`beta` d C) entries are 0, the rows have norm `gamma`. The arguments determine it, so a
+    server and its clients need not send it. With `beta` 0 it is the dense frame itself, which is
+    optimal. Otherwise rows are scaled to norm gamma, spread for 2,000 steps and scaled again, or
+    with `paper_schedule` spread without scaling for 10,000 steps.
 
     Raises:
         InputError: a number out of range, or fewer features than classes.
@@ -168,7 +168,7 @@ def _at_norm(rows: Tensor, gamma: float) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute with one thread: how many there are changes sums, and with them the frame."""
+    """Compute with one thread: the number of threads changes sums, and with them the frame."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

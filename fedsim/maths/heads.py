@@ -1,10 +1,10 @@
-"""Linear classifiers on the features of a shared body, and the realignment of their row norms.
+"""Realignment of the row norms of linear classifiers on a shared body.
 
-    global (Eq. 6)   psi'_c = scale psi_c / |psi_c|        takes class frequency out of a head
-    local  (Eq. 7)   phi'_kc = psi_c |phi_kc|              puts a client's own frequencies in
+    global (Eq. 6)   psi'_c = scale psi_c / |psi_c|        removes class frequency from a head
+    local  (Eq. 7)   phi'_kc = psi_c |phi_kc|              inserts a client's frequencies
 
-for each class c: under imbalance a trained row's norm follows its class's frequency (GLA-FR of
-FedLoGe, arXiv:2401.08977). No data is needed, and nothing is changed in place.
+for each class c: under imbalance the norm of a trained row follows the frequency of its class
+(GLA-FR of FedLoGe, arXiv:2401.08977). Needs no data; arguments are not changed.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ def row_norms(weight: Tensor) -> Tensor:
 
 
 def realign_rows(weight: Tensor, scale: float = 1.7) -> Tensor:
-    """Return the rows (C, d) at norm `scale` (Eq. 6); a row of zeros stays one."""
+    """Return the rows (C, d) scaled to norm `scale` (Eq. 6); rows of zeros stay zeros."""
     norms = row_norms(weight)[:, None]
     return torch.where(norms > 0, weight * (scale / norms), weight)
 
 
-def realign_to(weight: Tensor, own: Tensor) -> Tensor:
-    """Return the rows of `weight` (C, d) times the norms of the rows of `own` (C, d) (Eq. 7)."""
-    return weight * row_norms(own)[:, None]
+def realign_to(weight: Tensor, local: Tensor) -> Tensor:
+    """Return the rows of `weight` (C, d) times the norms of the rows of `local` (C, d) (Eq. 7)."""
+    return weight * row_norms(local)[:, None]
 
 
 def realigned(
     model: Mapping[str, Tensor], scale: float = 1.7, bias: RealignBias = "keep"
 ) -> dict[str, Tensor]:
-    """Return the generic classifier of a trained model after Eq. 6, by the names of its tensors.
+    """Return the head's tensors of a trained model after Eq. 6, by name.
 
-    `model` are the tensors of any method's final model, such as ``run.arrays()``; then
-    ``{**model, **realigned(model)}`` is the realigned one. The scale matters against the bias
-    alone, which is kept or set to zero.
+    `model` holds the tensors of any method's final model, such as ``run.arrays()``; ``{**model,
+    **realigned(model)}`` is the realigned model. The scale matters only relative to the bias, which
+    is kept or set to zero.
 
     Raises:
         KeyError: a model without a head.
     """
-    kept = model[BIAS].clone() if bias == "keep" else torch.zeros_like(model[BIAS])
-    return {WEIGHT: realign_rows(model[WEIGHT], scale), BIAS: kept}
+    offset = model[BIAS].clone() if bias == "keep" else torch.zeros_like(model[BIAS])
+    return {WEIGHT: realign_rows(model[WEIGHT], scale), BIAS: offset}

@@ -1,5 +1,4 @@
-"""A penalty that keeps the filters of layers orthogonal (SRIP: Bansal et al. 2018,
-arXiv:1810.09102).
+"""Orthogonality penalty on the filters of layers (SRIP: Bansal et al. 2018, arXiv:1810.09102).
 
     R = sum over layers [ sigma(M M^T - I) + sigma(M^T M - I) ]        two-sided
     R = sum over layers sigma of the smaller of the two matrices        the shorter side
@@ -22,10 +21,10 @@ Sides = Literal["shorter", "both"]
 
 @dataclass
 class Orthogonality:
-    """The penalty R of several weights, by name; keeps the vectors of its power iterations.
+    """The penalty R of several weights, by name, computed by power iteration.
 
-    Each call goes on from the vectors of the one before, `iterations` steps with the square of
-    the matrix, and no gradient goes through them. The value never exceeds the true R.
+    Each call continues from the vectors of the previous one, for `iterations` steps with the square
+    of the matrix, without gradient. The value never exceeds the true R.
     """
 
     sides: Sides = "shorter"
@@ -33,7 +32,7 @@ class Orthogonality:
     vectors: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return R, a scalar, of weights (out, in, ...); those of one dimension do not count."""
+        """Return R, a scalar, of weights (out, in, ...); ignore those of one dimension."""
         total = torch.zeros(())
         for name, weight in weights.items():
             if weight.ndim < 2:
@@ -46,14 +45,14 @@ class Orthogonality:
         return total
 
     def floor(self, weights: Mapping[str, Tensor]) -> int:
-        """Return what R is at least for weights of these shapes."""
+        """Return a lower bound of R for weights of these shapes."""
         if self.sides == "shorter":
             return 0
         matrices = [w.flatten(1) for w in weights.values() if w.ndim > 1]
         return sum(m.shape[0] != m.shape[1] for m in matrices)
 
     def _norm(self, key: str, matrix: Tensor) -> Tensor:
-        """Return |S v| with S = M M^T - I and v nearly its leading eigenvector."""
+        """Return |S v| with S = M M^T - I and v an estimate of its leading eigenvector."""
         m = matrix.detach()
         v = self.vectors.get(key)
         if v is None:
@@ -71,6 +70,6 @@ def _times(m: Tensor, v: Tensor) -> Tensor:
 
 
 def _length(v: Tensor) -> Tensor:
-    # The slope of the root at 0 is infinite; orthogonal filters shall have none.
+    # The slope of the root is infinite at 0; orthogonal filters get the slope 0 instead.
     square = v.square().sum()
     return torch.where(square > 0, square, 1.0).sqrt() * (square > 0)

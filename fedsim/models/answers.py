@@ -1,9 +1,9 @@
-"""Answers to questions about images, on the frozen towers of a run that has finished.
+"""Visual question answering on the frozen image and text towers of a finished run.
 
     logits = W2 relu(W1 (f(image) * f(question)))
 
-Product and classifier are ours: CreamFL's authors tried its encoders on questions too and publish
-no model for that (arXiv:2302.08888).
+Product and classifier are ours: CreamFL's authors evaluate its encoders on questions too, but
+publish no model for them (arXiv:2302.08888).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from fedsim.models.image_text import ImageText
 
 
 class Product(nn.Module):
-    """Unit vectors of images and questions multiplied, then one hidden layer.
+    """Product of the unit vectors of image and question, then one hidden layer.
 
-    `images` brings images to the statistics that the towers were trained with.
+    `renormalise` converts images to the statistics that the towers were trained with.
     """
 
-    def __init__(self, towers: Any, dim: int, hidden: int, images: Renormalise) -> None:
+    def __init__(self, towers: Any, dim: int, hidden: int, renormalise: Renormalise) -> None:
         super().__init__()
         self.towers = towers.eval()
-        self._images = images
+        self._renormalise = renormalise
         self.hidden = nn.Linear(dim, hidden)
 
     def train(self, mode: bool = True) -> Product:
@@ -42,14 +42,15 @@ class Product(nn.Module):
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
         images, tokens = pair
         with torch.no_grad():
-            # Entries of unit vectors are some 1 / sqrt(dim): back to the size of 1.
-            product = self.towers.images(self._images(images)) * self.towers.texts(tokens)
+            # Entries of unit vectors are about 1 / sqrt(dim); this scales the product back to 1.
+            product = self.towers.images(self._renormalise(images))
+            product = product * self.towers.texts(tokens)
             product *= product.shape[1]
         return F.relu(self.hidden(product))
 
 
 class Answers(nn.Module):
-    """A frozen product of towers in `body` and a linear `head`; reads pairs."""
+    """A product of frozen towers in `body` and a linear `head`; reads pairs."""
 
     reads = "pairs"
     frozen = ("body.towers",)
@@ -93,18 +94,24 @@ def answers(
             f"{trained.model!r}"
         )
     trained_on = trained.card
-    for what, own, theirs in (
+    for what, expected, actual in (
         ("images", tuple(input_shape), trained_on.input_shape),
         ("texts", text_shape, trained_on.text_shape),
     ):
-        check(own == theirs, f"model.towers must be a run on {what} of the shape {own}", theirs)
+        check(
+            expected == actual,
+            f"model.towers must be a run on {what} of the shape {expected}",
+            actual,
+        )
     if card.vocabulary != trained_on.vocabulary:
-        # Numbers of words would stand for other words.
+        # A token would mean another word.
         raise InputError(
             f"model.towers must be a run on texts of the same vocabulary, and {towers.folder} is "
             f"on {trained.dataset!r} with another one; a union of its pairs and of these "
             "questions has one for both"
         )
-    images = Renormalise()
-    images.expect((card.mean, card.std), (trained_on.mean, trained_on.std))
-    return Answers(Product(trained.module.server, trained.module.dim, hidden, images), num_classes)
+    renormalise = Renormalise()
+    renormalise.between((card.mean, card.std), (trained_on.mean, trained_on.std))
+    towers_of_server = trained.module.server
+    body = Product(towers_of_server, trained.module.dim, hidden, renormalise)
+    return Answers(body, num_classes)

@@ -1,4 +1,4 @@
-"""Small convolutional networks, which can also train several clients in one kernel."""
+"""Small convolutional networks; several clients can train in one kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _aten = torch.ops.aten
 class _Convolution:
     """One convolution with its ReLU and, if `pooled`, 2 x 2 max-pooling.
 
-    `weights` and `biases` say where its parameters lie in a client's flat vector.
+    `weights` and `biases` are the places of its parameters in a client's flat vector.
     """
 
     inputs: int
@@ -32,7 +32,7 @@ class _Convolution:
 
 @dataclass
 class _Tape:
-    """What the backward pass needs: inputs and outputs of the layers, first to last."""
+    """Inputs and outputs of the layers, first to last, for the backward pass."""
 
     maps: list[Tensor]
     kernels: list[Tensor]
@@ -43,9 +43,9 @@ class _Tape:
 
 
 class _Batchable(Batched):
-    """The network without dropout: several clients are the groups of one grouped convolution.
+    """The network without dropout; clients are the groups of one grouped convolution.
 
-    The backward pass is written out: autograd would cost a tenth of the time.
+    The backward pass is written out: autograd would add a tenth to the time.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ def _side_by_side(x: Tensor) -> Tensor:
 
 
 class _HiddenNorm(nn.BatchNorm1d):
-    """BatchNorm that normalises a single sample, which has no variance, as in evaluation."""
+    """BatchNorm that normalises a single sample, which has no variance, by running statistics."""
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > 1 or not self.training:
@@ -156,14 +156,13 @@ def cnn(
     dropout: float = 0.0,
     norm: Literal["none", "batch", "batch-all"] = "none",
 ) -> nn.Module:
-    """A convolutional network: convolutions, one hidden layer or several, a linear head.
+    """A convolutional network: convolutions, one or more hidden layers, a linear head.
 
     Every convolution is followed by ReLU and, with ``pool: each``, by 2 x 2 max-pooling; with
-    ``pool: last`` only the last one is. A list instead has the side of each convolution's
-    max-pooling, which has stride 2 and is padded by (side - 1) // 2; 1 is none. Dropout stands
-    before the hidden layers and before the head; with ``norm: batch`` convolutions are normalised
-    over the batch, which may be a single sample, with ``norm: batch-all`` hidden layers too; there
-    a single sample is normalised by the running statistics.
+    ``pool: last`` only the last one is. A list gives the side of each convolution's max-pooling,
+    which has stride 2 and padding (side - 1) // 2; 1 is none. Dropout precedes the hidden layers
+    and the head. With ``norm: batch`` convolutions are normalised over the batch, with ``norm:
+    batch-all`` hidden layers too, where running statistics normalise a single sample.
 
     Raises:
         InputError: an option out of range, an image too small for the convolutions and pools, or

@@ -1,4 +1,4 @@
-"""A compact one-stage detector, anchor-free, of a `backbone`, a `neck` and a `head`."""
+"""A compact anchor-free one-stage detector: `backbone`, `neck` and `head`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedsim.maths.detection_loss import Grid, Targets, Weights, detection_loss, 
 from fedsim.models.blocks.body_head import check_images
 
 FINEST = 8
-"""The stride of the finest level in pixels; each further one has twice that of the one before."""
+"""The stride of the finest level in pixels; it doubles from level to level."""
 
 _RARE = -3.0  # logit of an untrained detector's objectness: nearly every cell is background
 _MOMENTUM = 0.03  # of BatchNorm's statistics, YOLOv5's: batches of detectors are small
@@ -26,9 +26,9 @@ _LARGEST = 4.0  # bound on the logarithm of a side over two strides
 
 @dataclass
 class Detections:
-    """What is found on n images, the best first; rows without a box have the label -1, else zeros.
+    """Detected boxes of n images, best first; rows without a box are zeros with the label -1.
 
-    `boxes` (n, k, 4) in pixels, cut off at the image's border; `labels` int64 (n, k); `scores`
+    `boxes` (n, k, 4) in pixels, clipped to the image; `labels` int64 (n, k); `scores`
     (n, k), the objectness times the probability of the class; `objectness` (n, k).
     """
 
@@ -46,7 +46,7 @@ class Detector(nn.Module):
     stride s with the corner c predicts the centre c + s (2 sigmoid(t) - 0.5), so up to half a cell
     outside it, and the sides 2 s exp(t).
 
-    `targets` are the columns of a data set that `loss` compares with.
+    `targets`, `loss`, `detect` and `scorer` follow `fedsim.params.protocol`.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("boxes", "box_labels")
@@ -57,7 +57,7 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         channels, self.height, self.width = shape
-        deep = max(2, levels)  # one level more than is predicted on gives a cell its surroundings
+        deep = max(2, levels)  # a second level gives the cells of the first their surroundings
         self.levels, self.weights = levels, weights
         self.backbone = Backbone(channels, width, deep)
         self.neck = Neck(self.backbone.widths, 2 * width, levels)
@@ -73,7 +73,7 @@ class Detector(nn.Module):
         return grid(tuple((self.height // s, self.width // s, s) for s in strides), device)
 
     def boxes(self, raw: Tensor) -> Tensor:
-        """Return the boxes (batch, A, 4) in pixels that raw values mean."""
+        """Return the boxes (batch, A, 4) in pixels that raw values encode."""
         cells = self.cells(raw.device)
         stride = cells.strides.unsqueeze(1)
         centre = cells.corners + stride * (2 * raw[..., :2].sigmoid() - 0.5)
@@ -81,18 +81,18 @@ class Detector(nn.Module):
         return torch.cat([centre - half, centre + half], dim=2)
 
     def loss(self, raw: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of raw values for true boxes (batch, K, 4), labels -1 where is none."""
+        """Return the loss of raw values for true boxes (batch, K, 4) and labels, -1 for no box."""
         return self.loss_of(raw, Targets.certain(boxes, labels))
 
     def loss_of(self, raw: Tensor, targets: Targets) -> Tensor:
-        """Return the loss of raw values for targets of which some may be uncertain."""
+        """Return the loss of raw values for targets, some of which may be uncertain."""
         predicted, cells = self.boxes(raw), self.cells(raw.device)
         return detection_loss(predicted, raw[..., 4], raw[..., 5:], targets, cells, self.weights)
 
     def detect(
         self, x: Tensor, *, least_score: float = 0.01, iou: float = 0.65, most: int = 300
     ) -> Detections:
-        """Return what is found on images (batch, C, H, W), in the mode that the module is in."""
+        """Return the boxes detected in images (batch, C, H, W), in the module's current mode."""
         raw = self(x)
         boxes = clipped(self.boxes(raw), self.height, self.width)
         objectness = raw[..., 4].sigmoid()
@@ -195,10 +195,10 @@ def detector(
 ) -> nn.Module:
     """Anchor-free one-stage detector of backbone, neck and head, with BatchNorm.
 
-    Predicts at strides 8, 16, ... on `levels` levels; a box is that of the level whose stride is at
-    least a quarter of the root of its area. `width` channels at stride 4, twice as many from
-    level to level. The weights are those of the terms of the loss (YOLOv5's; fedsim.maths.
-    detection_loss).
+    Predicts at strides 8, 16, ... on `levels` levels; a box belongs to the level whose stride is at
+    least a quarter of the root of its area. There are `width` channels at stride 4, and twice as
+    many from level to level. The weights of the loss's terms default to YOLOv5's
+    (`fedsim.maths.detection_loss`).
 
     Raises:
         InputError: images whose sides are no multiple of the coarsest stride, or a bad option.
@@ -206,8 +206,8 @@ def detector(
     check_images("detector", input_shape)
     check(4 <= width <= 512, "model.width must be in 4..512", width)
     check(1 <= levels <= 4, "model.levels must be in 1..4", levels)
-    given = {"box": box_weight, "objectness": objectness_weight, "class": class_weight}
-    for name, value in given.items():
+    terms = {"box": box_weight, "objectness": objectness_weight, "class": class_weight}
+    for name, value in terms.items():
         check(0 <= value < float("inf"), f"model.{name}_weight must be >= 0 and finite", value)
     stride = FINEST * 2 ** (max(2, levels) - 1)
     _, height, breadth = input_shape

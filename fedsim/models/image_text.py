@@ -1,14 +1,14 @@
-"""Towers of images and texts into one space of unit vectors: a server's, and one kind of client's
-each, of architectures that have nothing to do with each other.
+"""Image and text towers into one space of unit vectors, for a server and for each kind of client;
+their architectures are independent.
 
     part      towers
     server    image and text
-    image     image, and a classifier: what a client with images alone has
-    text      text, and a classifier: what a client with texts alone has
-    pairs     image and text: what a client with pairs has
+    image     image, and a classifier: of clients with images only
+    text      text, and a classifier: of clients with texts only
+    pairs     image and text: of clients with pairs
 
-A tower is the body of any model of images or texts, and a linear map to `dim` numbers. Where the
-clients of a kind have towers of several architectures there are further parts: image2, image3, ...
+A tower is the body of any model of images or texts, and a linear map to `dim` numbers. Several
+architectures for the clients of one kind are further parts: image2, image3, ...
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from fedsim.data.dataset import Card
 from fedsim.data.partition import Modality
 from fedsim.data.views import View
 from fedsim.errors import check
-from fedsim.evaluate.retrieval import Retrieval, tokens_of
+from fedsim.evaluate.retrieval import Retrieval
 from fedsim.maths.contrastive import info_nce, pcme
 from fedsim.models.blocks.body_head import check_images
 from fedsim.models.blocks.nested import Model
 from fedsim.models.cnn import cnn
 from fedsim.models.text import text as bag_of_words
 from fedsim.models.text_gru import text_gru
+from fedsim.params import protocol
 from fedsim.params.filters import under
 
 SERVER, IMAGE, TEXT, PAIRS = "server", "image", "text", "pairs"
 
 KIND_OF = {"image": IMAGE, "text": TEXT, "all": PAIRS}
-"""The kind of a client, by what it holds of a pair (`fedsim.data.partition.Modality`)."""
+"""The kind of a client, by the modality that it holds (`fedsim.data.partition.Modality`)."""
 RetrievalLoss = Literal["pcme", "infonce"]
 
 _LARGE = Model("cnn", cnn, {"channels": (32, 64), "hidden": 128})
@@ -44,11 +45,11 @@ _SMALL = Model("cnn", cnn)
 _RECURRENT = Model("text-gru", text_gru)
 _WORDS = Model("text", bag_of_words)
 Towers = Model | tuple[Model, ...]
-"""One model for all clients of a kind, or several: of n, client c has the one at c mod n."""
+"""One model for all clients of a kind, or n, of which client c has number c mod n."""
 
 
 class Tower(nn.Module):
-    """A model's body and a linear map: inputs to numbers (batch, dim), not yet of norm 1."""
+    """A model's body and a linear map: inputs to vectors (batch, dim), not normalised."""
 
     def __init__(self, model: Any, dim: int) -> None:
         super().__init__()
@@ -61,10 +62,10 @@ class Tower(nn.Module):
 
 
 class Part(nn.Module):
-    """The towers that one party has, a classifier over one of them, and its loss's scalars.
+    """The towers of one party, a classifier over one of them, and the scalars of its loss.
 
-    `scale` and `shift` are those of the soft contrastive loss, `log_temperature` that of the
-    symmetric cross-entropy; parties with one tower have none.
+    `scale` and `shift` belong to the soft contrastive loss, `log_temperature` to the symmetric
+    cross-entropy; parties with one tower have neither.
     """
 
     def __init__(self, image: Tower | None, text: Tower | None, dim: int, classes: int = 0) -> None:
@@ -77,7 +78,7 @@ class Part(nn.Module):
             self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
 
     def features(self, x: Tensor) -> Tensor:
-        """Return what the one tower makes of its inputs, (batch, dim), before normalisation."""
+        """Return the vectors (batch, dim) of a party with one tower, not normalised."""
         tower = self.image if self.image is not None else self.text
         assert tower is not None
         features: Tensor = tower(x)
@@ -97,7 +98,7 @@ class Part(nn.Module):
 class ImageText(nn.Module):
     """The server's part, which is scored, and those of each kind of client.
 
-    `kinds` tells the names of the parts of a kind.
+    `kinds`, `part_of`, `scores`, `images` and `texts` follow `fedsim.params.protocol`.
     """
 
     def __init__(
@@ -115,17 +116,15 @@ class ImageText(nn.Module):
         self.frozen: tuple[str, ...] = ()
 
     def part_of(self, modality: Modality, client: int) -> str:
-        """Return the name of a client's part: of the n of its kind, the one at client mod n."""
+        """Return the name of a client's part: number client mod n of the n of its kind."""
         names = self.kinds[KIND_OF[modality]]
         return names[client % len(names)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the server's unit vectors of images."""
-        return self.server.images(x)
 
     def images(self, x: Tensor) -> Tensor:
         """Return the server's unit vectors (batch, dim) of images."""
         return self.server.images(x)
+
+    forward = images
 
     def texts(self, tokens: Tensor) -> Tensor:
         """Return the server's unit vectors (batch, dim) of texts."""
@@ -146,9 +145,9 @@ class ImageText(nn.Module):
         part.eval()
         right, loss = 0, 0.0
         with torch.inference_mode():
-            for order in view.index_batches(batch_size):
-                x = view.inputs(order) if part.image is not None else tokens_of(view, order)
-                logits, y = part.head(part.features(x)), view.labels(order)
+            reads: protocol.Reads = "texts" if part.image is None else "inputs"
+            for x, y in view.batches(batch_size, reads=reads):
+                logits = part.head(part.features(x))
                 right += int((logits.argmax(1) == y).sum())
                 loss += float(F.cross_entropy(logits, y, reduction="sum"))
         part.train(training)
@@ -156,16 +155,16 @@ class ImageText(nn.Module):
 
 
 def in_encoder(part: str) -> Callable[[str], bool]:
-    """Return the test for the tensors of a part's towers, without classifier and scalars."""
+    """Return a test for the names of a part's tower tensors, without classifier and scalars."""
     return under((f"{part}.image", f"{part}.text"))
 
 
 def retrieval_loss(
     part: Part, x: Tensor, y: Tensor, name: RetrievalLoss, temperature: float | None
 ) -> Tensor:
-    """Return the loss of B pairs of unit vectors x and y (B, dim), with the part's own scalars.
+    """Return the loss of B pairs of unit vectors x and y (B, dim), with the part's scalars.
 
-    `temperature` is of the symmetric cross-entropy; None for the part's, which is learnt.
+    `temperature` replaces the learnt one of the symmetric cross-entropy unless it is None.
     """
     if name == "pcme":
         return pcme(x, y, part.scale, part.shift)
@@ -190,10 +189,10 @@ def image_text(
     """Image and text towers into one space of `dim` numbers, for a server and for clients.
 
     A tower is the body of the model that its option names, such as ``{name: cnn, channels: [16]}``:
-    the server's two, that of clients with images alone (`image`), with texts alone (`text`), and
-    the two of clients with pairs. A client's tower may be a list of models: of n, client c has the
-    one at c mod n; with two lists for pairs, both must have n. Retrieval is scored among all test
-    samples and, where there are more, among `fold` of them at a time.
+    the server's two, that of clients with images only (`image`), with texts only (`text`), and the
+    two of clients with pairs. A client's tower may be a list of n models, of which client c has
+    number c mod n; two lists for pairs must have one length. Retrieval is scored among all test
+    samples and, if there are more, among `fold` of them at a time.
 
     Raises:
         InputError: an option out of range, or a data set that is not of image-text pairs.
@@ -211,44 +210,36 @@ def image_text(
     frozen: list[str] = []
 
     def tower(model: Model, at: str, shape: tuple[int, ...]) -> Tower:
-        made: Any = model(shape, num_classes, card)
+        module: Any = model(shape, num_classes, card)
         check(
-            isinstance(getattr(made, "head", None), nn.Linear),
+            protocol.linear_head(module) is not None,
             f"model.{model.option or at} must be a model with a linear head after its body",
             model.name,
         )
-        inside = [name for name in getattr(made, "frozen", ()) if name.startswith("body")]
+        inside = [name for name in protocol.frozen(module) if name.startswith("body")]
         frozen.extend(f"{at}.{name}" for name in inside)
-        return Tower(made, dim)
+        return Tower(module, dim)
 
     def parts(kind: str, images: Towers | None, texts: Towers | None) -> list[Part]:
-        of_images, of_texts = _listed(images), _listed(texts)
-        count = max(len(of_images), len(of_texts))
+        of_images, of_texts = _models(images), _models(texts)
         classes = num_classes if kind in (IMAGE, TEXT) else 0
-        made = []
-        for place in range(count):
+        members = []
+        for place in range(max(len(of_images), len(of_texts))):
             name = _part_name(kind, place)
-            x = of_images[place % len(of_images)] if of_images else None
-            y = of_texts[place % len(of_texts)] if of_texts else None
-            made.append(
-                Part(
-                    None if x is None else tower(x, f"{name}.image", input_shape),
-                    None if y is None else tower(y, f"{name}.text", text_shape),
-                    dim,
-                    classes,
-                )
-            )
-        return made
+            x = y = None
+            if of_images:
+                x = tower(of_images[place % len(of_images)], f"{name}.image", input_shape)
+            if of_texts:
+                y = tower(of_texts[place % len(of_texts)], f"{name}.text", text_shape)
+            members.append(Part(x, y, dim, classes))
+        return members
 
-    listed = {"image": image, "text": text, "pairs_image": pairs_image, "pairs_text": pairs_text}
-    for name, given in listed.items():
-        check(len(_listed(given)) > 0, f"{name} must name at least one model", [])
-    lengths = {len(_listed(pairs_image)), len(_listed(pairs_text))} - {1}
-    check(
-        len(lengths) < 2,
-        "pairs_text must list as many models as pairs_image, or one",
-        len(_listed(pairs_text)),
-    )
+    towers = {"image": image, "text": text, "pairs_image": pairs_image, "pairs_text": pairs_text}
+    for name, models in towers.items():
+        check(len(_models(models)) > 0, f"{name} must name at least one model", [])
+    lengths = len(_models(pairs_image)), len(_models(pairs_text))
+    allowed = "pairs_text must list as many models as pairs_image, or one"
+    check(len({*lengths} - {1}) < 2, allowed, lengths[1])
     (server,) = parts(SERVER, server_image, server_text)
     clients = {
         IMAGE: parts(IMAGE, image, None),
@@ -260,7 +251,7 @@ def image_text(
     return module
 
 
-def _listed(models: Towers | None) -> tuple[Model, ...]:
+def _models(models: Towers | None) -> tuple[Model, ...]:
     if models is None:
         return ()
     return models if isinstance(models, tuple) else (models,)

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons, which can also train many clients in one matrix product."""
+"""Multi-layer perceptrons; many clients can train in one matrix product."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _MLP(Batched):
 def mlp(
     input_shape: tuple[int, int, int], num_classes: int, *, hidden: tuple[int, ...] = (64,)
 ) -> nn.Module:
-    """A multi-layer perceptron with ReLU and the hidden widths given.
+    """A multi-layer perceptron with ReLU and these hidden widths.
 
     Raises:
         InputError: no hidden layer, a width below 1, or a data set of texts.

@@ -15,7 +15,7 @@ _Norm = Callable[[int], nn.Module]
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions around which the input is added; 1 x 1 where the shape changes."""
+    """Two 3 x 3 convolutions with a shortcut, 1 x 1 where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: _Norm) -> None:
         super().__init__()

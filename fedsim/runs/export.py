@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fedsim.errors import InputError, RunFailed, check_choice, os_errors_as
+from fedsim.params import protocol
 from fedsim.runs.atomic import replace_with
 from fedsim.runs.results import Run
 
@@ -50,7 +51,7 @@ def export_run(folder: str | Path, to: str, out: str | Path | None = None) -> li
 
 def _exportable(run: Run) -> Any:
     model: Any = run.model()
-    if not hasattr(model, "save_pretrained"):
+    if not protocol.exports(model):
         raise InputError(
             f"model {run.config.model.name!r} has no backbone that another model could start from; "
             f"its tensors are in {run.path / 'model.safetensors'}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsim.client import ClientContext, GroupUpdate, Task
 from fedsim.data.partition import Modality
 from fedsim.data.views import View
-from fedsim.params import Params, Rows
+from fedsim.params import Params, Rows, protocol
 
 GROUP_BYTES = 12 * 2**20
 """Memory for the gradients of the clients that are trained at once; fits the caches of a core."""
@@ -142,7 +142,7 @@ class GroupTraining:
 
     def size(self, module: Any) -> int:
         """Return how many clients are trained at once, at least 1."""
-        batch_bytes = self.config.batch_size * int(getattr(module, "sample_bytes", 1))
+        batch_bytes = self.config.batch_size * protocol.sample_bytes(module)
         sizes = GROUP_BYTES // self.client_bytes(module), GROUP_SAMPLE_BYTES // batch_bytes
         return max(1, min(GROUP_CLIENTS, *sizes))
 

@@ -27,9 +27,9 @@ from fedsim.config.ranges import (
     PositiveFraction,
     ProperFraction,
 )
-from fedsim.data.views import ClientData, View, view_for
+from fedsim.data.views import ClientData, View
 from fedsim.errors import InputError
-from fedsim.params import FlatModel
+from fedsim.params import FlatModel, protocol
 from fedsim.training import losses
 from fedsim.training.client_groups import GroupTraining
 
@@ -133,11 +133,10 @@ class SGD:
         A model that brings its own loss names the columns of the data set that it takes, in its
         attribute `targets`; y is then the tuple of these.
         """
-        columns = getattr(fit.ctx.model.module, "targets", ())
+        reads = protocol.reads(fit.ctx.model.module)
+        targets = protocol.targets(fit.ctx.model.module)
         size = self.config.batch_size
-        if columns:
-            return fit.view.target_batches(columns, size, rng, epochs, steps)
-        return view_for(fit.ctx.model.module, fit.view).batches(size, rng, epochs, steps)
+        return fit.view.batches(size, rng, epochs, steps, reads=reads, targets=targets)
 
     def loss(self, fit: Fit, x: Any, y: Any) -> Tensor | None:
         """Return the loss of a batch, x (batch, C, H, W) and y (batch,); None to pass it over.
@@ -149,9 +148,8 @@ class SGD:
     def criterion(self, fit: Fit, logits: Tensor, y: Any) -> Tensor:
         """Return the loss of logits (batch, classes): the option `loss`, or the model's own."""
         config, module = self.config, fit.ctx.model.module
-        if hasattr(module, "targets"):
-            own: Tensor = module.loss(logits, *y)
-            return own
+        if (own_loss := protocol.own_loss(module)) is not None:
+            return own_loss(logits, *y)
         if config.loss == "balanced-softmax":
             return losses.balanced_softmax(logits, y, fit.class_sizes, config.tau)
         if config.loss == "fedlc":
@@ -314,7 +312,7 @@ class LocalSGD(SGD, Client):
             return f"{type(self).__name__} overrides {self._overridden}"
         if self.config.loss != "cross-entropy":
             return f"client.loss is {self.config.loss!r}"
-        if lacking := [name for name in self.group.passes if not hasattr(module, name)]:
+        if lacking := protocol.missing(module, self.group.passes):
             return f"the model {type(module).__name__} has no {', '.join(lacking)}"
         return None
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.evaluate.retrieval import tokens_of
 from tests.support.pairs import Scene
 
 WHOLE = {"batch_size": 512, "pairs_batch_size": 512, "momentum": 0.0, "gamma": 0.0}
@@ -52,7 +51,7 @@ def test_clients_with_one_modality_decay_and_have_no_bound(client: int) -> None:
     context.model.load(played.initial)
     kind = "image" if client == 0 else "text"
     part: Any = context.model.module.get_submodule(kind).train()
-    tower, read = (part.image, view.inputs()) if client == 0 else (part.text, tokens_of(view))
+    tower, read = (part.image, view.inputs()) if client == 0 else (part.text, view.tokens())
     loss = F.cross_entropy(part.head(tower(read)), view.labels())
     named = dict(part.named_parameters())
     for (name, p), g in zip(
@@ -88,6 +87,6 @@ def test_pairs_are_told_apart_at_the_given_temperature() -> None:
     context.model.load(played.initial)
     part: Any = context.model.module.get_submodule("pairs").train()
     with torch.no_grad():
-        logits = part.images(view.inputs()) @ part.texts(tokens_of(view)).T / 0.3
+        logits = part.images(view.inputs()) @ part.texts(view.tokens()).T / 0.3
     both_ways = logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()
     assert update.metrics["train_loss"] == pytest.approx(-float(both_ways.mean()) / 2, rel=1e-5)

@@ -227,14 +227,28 @@ def test_hidden_labels_can_not_be_read_by_any_way() -> None:
 
 def test_a_client_sees_its_modality_alone() -> None:
     text, image, both = hidden(modality="text"), hidden(modality="image"), hidden()
-    for read in (text.inputs, lambda: text.batches(2), lambda: text.input_batches(2)):
+    for read in (
+        text.inputs,
+        lambda: text.batches(2),
+        lambda: text.batches(2, reads="pairs"),
+        lambda: text.input_batches(2),
+    ):
         with pytest.raises(HiddenData, match="texts only"):
             read()
     for name in ("tokens", "text"):
         with pytest.raises(HiddenData, match=f"images only, not the column '{name}'"):
             image.column(name)
+    for read in (
+        image.tokens,
+        lambda: image.batches(2, reads="texts"),
+        lambda: image.batches(2, reads="pairs"),
+        lambda: image.input_batches(2, reads="texts"),
+    ):
+        with pytest.raises(HiddenData, match="images only, not the column 'tokens'"):
+            read()
     for view in (text, both):
-        assert view.column("tokens").tolist() == [[8, 9], [2, 3]]
+        assert view.column("tokens").tolist() == view.tokens().tolist() == [[8, 9], [2, 3]]
+        assert [x.tolist() for x in view.input_batches(1, reads="texts")] == [[[8, 9]], [[2, 3]]]
         assert view.column("text", [1]).tolist() == [b"b"]
     assert value(image.inputs()) == value(both.inputs()) == [4, 1]
     with pytest.raises(KeyError):
@@ -248,6 +262,29 @@ def test_index_batches_go_through_the_same_samples_as_batches() -> None:
             view.labels(order).tolist() for order in view.index_batches(4, generator(), **options)
         ]
         assert by_index == [y.tolist() for _, y in view.batches(4, generator(), **options)]
+
+
+def test_what_is_read_does_not_change_the_draws() -> None:
+    """Images, tokens and labels of sample i are all known from i; augmentation draws between."""
+    split = numbered(7)
+    split.extra["tokens"] = np.arange(14, dtype=np.int32).reshape(7, 2)
+    view = View(split, np.arange(7), card(), augment=Augmentation(flip=True))
+    rngs = [generator() for _ in range(4)]
+    inputs = list(view.batches(3, rngs[0], 2))
+    pairs = list(view.batches(3, rngs[1], 2, reads="pairs"))
+    numbers = list(view.batches(3, rngs[2], 2, targets=("tokens",)))
+    texts = list(view.batches(3, rngs[3], 1, reads="texts"))
+    for (x, y), ((images, tokens), labels), (same, (columns,)) in zip(
+        inputs, pairs, numbers, strict=True
+    ):
+        assert value(x) == value(images) == value(same) == (y // 10).tolist()
+        assert tokens.dtype == torch.int64
+        assert tokens.tolist() == columns.tolist() == [[2 * i, 2 * i + 1] for i in value(x)]
+        assert torch.equal(labels, y)
+    assert rngs[0].get_state().equal(rngs[1].get_state())
+    assert rngs[0].get_state().equal(rngs[2].get_state())
+    order = torch.randperm(7, generator=generator()).tolist()  # texts are not augmented
+    assert [i for tokens, _ in texts for i in (tokens[:, 0] // 2).tolist()] == order
 
 
 def test_texts_are_tokens_and_not_normalised() -> None:
@@ -294,10 +331,10 @@ def boxed(n: int = 12) -> Split:
     return Split(x, np.ones(n, np.int64), {"boxes": boxes, "box_labels": labels})
 
 
-def test_target_batches_are_index_batches_with_columns() -> None:
+def test_batches_with_targets_are_index_batches_with_columns() -> None:
     view = View(boxed(), np.arange(12), card(3, 32, 32))
     orders = list(view.index_batches(5, generator(), epochs=2))
-    found = list(view.target_batches(("box_labels", "boxes"), 5, generator(), epochs=2))
+    found = list(view.batches(5, generator(), 2, targets=("box_labels", "boxes")))
     assert len(found) == len(orders) == 6
     for order, (x, (labels, boxes)) in zip(orders, found, strict=True):
         assert torch.equal(x, view.inputs(order))
@@ -305,11 +342,11 @@ def test_target_batches_are_index_batches_with_columns() -> None:
         assert labels.tolist() == [[1, -1]] * len(order)
 
 
-def test_boxes_of_target_batches_follow_the_augmented_images() -> None:
+def test_boxes_among_targets_follow_the_augmented_images() -> None:
     own = Augmentation(flip=True, crop=3)
     view = View(boxed(), np.arange(12), card(3, 32, 32), augment=own)
     moved = 0
-    for x, (boxes, labels) in view.target_batches(("boxes", "box_labels"), 4, generator()):
+    for x, (boxes, labels) in view.batches(4, generator(), targets=("boxes", "box_labels")):
         white = x[:, 0] > 0
         for image, (x1, y1, x2, y2) in zip(white, boxes[:, 0].int().tolist(), strict=True):
             inside = torch.zeros(32, 32, dtype=torch.bool)
@@ -318,7 +355,7 @@ def test_boxes_of_target_batches_follow_the_augmented_images() -> None:
             moved += y1 != 8
         assert labels.tolist() == [[1, -1]] * len(x)
     assert moved
-    plain = next(view.target_batches(("boxes", "box_labels"), 12))  # without a generator
+    plain = next(view.batches(12, targets=("boxes", "box_labels")))  # without a generator
     assert torch.equal(plain[1][0], torch.as_tensor(view.column("boxes")))
 
 
@@ -339,6 +376,6 @@ def test_changed_inputs_are_those_of_batches() -> None:
 def test_hidden_boxes_are_no_targets() -> None:
     view = View(boxed(), np.arange(12), card(3, 32, 32), labelled=False)
     with pytest.raises(HiddenData, match="hidden"):
-        view.target_batches(("boxes", "box_labels"), 4)
+        view.batches(4, targets=("boxes", "box_labels"))
     with pytest.raises(KeyError):
-        view.target_batches(("tokens",), 4)
+        view.batches(4, targets=("tokens",))

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fedsim
-from fedsim.evaluate.retrieval import tokens_of
 from fedsim.params import Params
 from fedsim.runs.codec import to_bytes
 from tests.support.pairs import DIM, KINDS, PUBLIC, Scene, batch_normed, small, unit
@@ -53,7 +52,7 @@ def test_uploads_are_in_the_order_of_the_public_pairs() -> None:
     assert context.public.indices.tolist() == scene.manifest.server.tolist()
     with torch.no_grad():
         torch.testing.assert_close(sent["local_img"], part.images(context.public.inputs()))
-        torch.testing.assert_close(sent["local_txt"], part.texts(tokens_of(context.public)))
+        torch.testing.assert_close(sent["local_txt"], part.texts(context.public.tokens()))
 
 
 @pytest.mark.parametrize("client", [0, 4])
@@ -141,12 +140,12 @@ def test_with_gamma_zero_the_public_pairs_are_left_alone(client: int) -> None:
     part.train()
     for order in torch.randperm(len(view), generator=generator).split(8):
         if KINDS[client] == "pairs":
-            x, y = part.images(view.inputs(order)), part.texts(tokens_of(view, order))
+            x, y = part.images(view.inputs(order)), part.texts(view.tokens(order))
             logits = x @ y.T / part.log_temperature.exp()
             rows = torch.arange(len(order))
             loss = (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
         else:
-            x = view.inputs(order) if client == 0 else tokens_of(view, order)
+            x = view.inputs(order) if client == 0 else view.tokens(order)
             tower = part.image if client == 0 else part.text
             loss = F.cross_entropy(part.head(tower(x)), view.labels(order))
         optimiser.zero_grad()
@@ -186,7 +185,7 @@ def test_the_terms_of_a_client_with_one_modality(client: int, own: str, other: s
         x = (
             part.images(context.public.inputs(rows))
             if client == 0
-            else part.texts(tokens_of(context.public, rows))
+            else part.texts(context.public.tokens(rows))
         ).double()
     logits = x @ payload[other].double().T / 0.5
     inter = (logits.logsumexp(1) - logits[torch.arange(3), rows]).mean()
@@ -215,7 +214,7 @@ def test_the_terms_of_a_client_with_pairs() -> None:
     part: Any = context.model.module.get_submodule("pairs").eval()
     assert context.public is not None
     with torch.no_grad():
-        x, y = part.images(context.public.inputs(rows)), part.texts(tokens_of(context.public, rows))
+        x, y = part.images(context.public.inputs(rows)), part.texts(context.public.tokens(rows))
     inter, intra = 0.0, 0.0
     for rep, own, other in ((x, "global_img", "global_txt"), (y, "global_txt", "global_img")):
         inter += float(F.cross_entropy(rep @ payload[other].T / 0.5, rows))

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 import fedsim
 from fedsim.client import Update
 from fedsim.errors import InputError
-from fedsim.evaluate.retrieval import tokens_of
 from fedsim.params import Params
 from fedsim.runs.codec import to_bytes
 from strategies._public_pairs import Target, distance
@@ -56,7 +55,7 @@ def test_the_server_trains_on_the_public_pairs_in_the_order_of_the_rounds() -> N
         optimiser.param_groups[0]["lr"] = 0.01 * rate
         generator = reference.generator("public/server/supervised", round)
         for rows in torch.randperm(PUBLIC, generator=generator).split(16):
-            x, y = server.images(view.inputs(rows)), server.texts(tokens_of(view, rows))
+            x, y = server.images(view.inputs(rows)), server.texts(view.tokens(rows))
             u = server.shift - server.scale * ((x.unsqueeze(1) - y) ** 2).sum(2).add(1e-6).sqrt()
             truth = torch.eye(len(rows))
             loss = 2 * F.binary_cross_entropy_with_logits(2 * u, truth, reduction="sum")
@@ -136,7 +135,7 @@ def test_distillation_is_a_step_towards_each_modalitys_target(reduction: str) ->
     server: Any = scene.ctx.model.module.get_submodule("server").train()
     apart = (
         server.images(view.inputs()) - after.consensus_images,
-        server.texts(tokens_of(view)) - after.consensus_texts,
+        server.texts(view.tokens()) - after.consensus_texts,
     )
     how = {"mse": lambda d: d.square().mean(), "l2": lambda d: d.square().sum(1).sqrt().mean()}
     loss = 0.4 * sum(how[reduction](d) for d in apart)
@@ -164,7 +163,7 @@ def test_supervised_images_are_augmented_and_others_are_not() -> None:
     assert not moved.equal(view.inputs(order))
     with torch.no_grad():
         clean = part.images(view.inputs())
-        x, y = part.images(moved), part.texts(tokens_of(view, order))
+        x, y = part.images(moved), part.texts(view.tokens(order))
         expected = float(retrieval_loss(part, x, y, "pcme", None))
     assert training.embed("image").equal(clean)
     _, loss = training.distil([Target(clean, 1.0)], [], "mse", {}, 1)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import fedsim
 from clients.fedsto import FedSTO as Client
@@ -62,15 +61,16 @@ def test_the_server_adds_the_penalty_in_stage_2() -> None:
 def test_the_server_draws_other_batches_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(0)
     drawn: list[list[int]] = []
-    original = View.index_batches
+    original = View.batches
 
-    def index_batches(self: View, *given: Any) -> Iterator[Tensor]:
+    def batches(self: View, *given: Any, **options: Any) -> Iterator[tuple[Any, Any]]:
         drawn.append([])
-        for order in original(self, *given):
-            drawn[-1] += order.tolist()
-            yield order
+        images = list(self.inputs())
+        for x, y in original(self, *given, **options):
+            drawn[-1] += [i for seen in x for i, image in enumerate(images) if image.equal(seen)]
+            yield x, y
 
-    monkeypatch.setattr(View, "index_batches", index_batches)
+    monkeypatch.setattr(View, "batches", batches)
     states = [
         scene.strategy.aggregate(replace(scene.strategy.state, round=done), [])[0]
         for done in (0, 1, 0)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 import fedsim
 from fedsim.client import Update
 from fedsim.errors import InputError
-from fedsim.evaluate.retrieval import tokens_of
 from fedsim.models.image_text import in_encoder
 from fedsim.params import Params
 from tests.rounds.test_survival import StopAt
@@ -221,7 +220,7 @@ def test_personal_scores_are_of_the_kinds_encoder_and_the_own_head() -> None:
     context.model.load(played.strategy.state.model.only(in_encoder("text")))
     part: Any = context.model.module.get_submodule("text").eval()
     with torch.no_grad():
-        logits = part.head(part.text(tokens_of(data.test)))
+        logits = part.head(part.text(data.test.tokens()))
     loss = float(F.cross_entropy(logits, data.test.labels()))
     assert found["personal/loss"] == pytest.approx(loss, rel=1e-5)
 
@@ -246,7 +245,7 @@ def test_pairs_are_represented_in_both_modalities() -> None:
     }
     context = played.context(4)
     assert context.public is not None
-    assert tokens_of(context.public).shape[0] == PUBLIC
+    assert context.public.tokens().shape[0] == PUBLIC
 
 
 @pytest.mark.parametrize("base", [{"model": batch_normed()}, TOWERS, FEDDF])

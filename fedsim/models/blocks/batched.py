@@ -1,4 +1,4 @@
-"""Networks that train several clients in one kernel, each at parameters of its own.
+"""Networks that train several clients in one kernel, each with its own parameters.
 
 Clients are the first dimension everywhere: `flat` is (clients, size), each row laid out as the
 model's flat vector; inputs are (clients, batch, C, H, W), labels int64 (clients, batch). Batches
@@ -38,12 +38,12 @@ class Batched(BodyHead):
         self._head_biases = slice(biases, biases + num_classes)
 
     def batched_features(self, flat: Tensor, x: Tensor) -> tuple[Tensor, Any]:
-        """Return features (clients, batch, d), and what `batched_backward` needs of this pass."""
-        raise NotImplementedError(f"{type(self).__name__} writes out no forward pass")
+        """Return features (clients, batch, d), and the record that `batched_backward` needs."""
+        raise NotImplementedError(f"{type(self).__name__} defines no batched_features")
 
     def batched_backward(self, flat: Tensor, tape: Any, delta: Tensor, gradient: Tensor) -> None:
-        """Write the body's part of `gradient` (clients, size), given the features' own, `delta`."""
-        raise NotImplementedError(f"{type(self).__name__} writes out no backward pass")
+        """Write the body's part of `gradient` (clients, size); `delta` is that of the features."""
+        raise NotImplementedError(f"{type(self).__name__} defines no batched_backward")
 
     def batched_head(self, flat: Tensor) -> Head:
         """Return the clients' classifiers, views of `flat`."""
@@ -59,7 +59,7 @@ class Batched(BodyHead):
         """
         head, into = self.batched_head(flat), self.batched_head(gradient)
         losses, delta = cross_entropies(classify(head, features), y, share)
-        into[0].copy_(torch.bmm(delta, features))  # faster than to have it written there
+        into[0].copy_(torch.bmm(delta, features))  # faster than writing it there directly
         torch.sum(delta, 2, keepdim=True, out=into[1])
         return losses, torch.bmm(delta.mT, head[0])
 

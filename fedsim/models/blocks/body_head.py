@@ -1,4 +1,4 @@
-"""Models that consist of a body and a linear head."""
+"""Base class of models with a body and a linear head, and checks of input shapes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BodyHead(nn.Module):
 
 
 def num_features(body: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Return d of the features (batch, d) that `body` makes of inputs of this shape."""
+    """Return the width d of the features (batch, d) of inputs of this shape."""
     training = body.training
     body.eval()
     with torch.no_grad():

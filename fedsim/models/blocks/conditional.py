@@ -1,7 +1,7 @@
-"""Two-layer networks that map a vector and a class to features of a model.
+"""Class-conditional two-layer networks: a vector and a class to a model's features.
 
-`Conditional` is one of them as a module; `Stack` holds those of several clients and writes out
-their passes, as autograd's record of so small networks costs more than the arithmetic.
+`Conditional` is one as a module; `Stack` holds those of several clients and writes out their
+passes, because autograd's record of so small networks costs more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Layer:
 
 @dataclass
 class _Pass:
-    """What the backward pass of a layer needs."""
+    """Record of a layer's forward pass, for its backward pass."""
 
     inputs: Tensor
     normed: Tensor  # before scale and shift
@@ -69,11 +69,11 @@ class _Pass:
 
 
 class Padding:
-    """Which rows of the clients' batches are samples, as the training passes of a `Stack` need it.
+    """Mask of the rows of clients' batches that are samples, for the training passes of a `Stack`.
 
     `share` (clients, batch) is 1 / number of samples, and 0 for padding; `lengths` are the numbers
-    of samples. A client without any keeps its statistics. With several `parts` the rows of a pass
-    are as many batches, one after another, each normalised by statistics of its own.
+    of samples; a client without any keeps its statistics. With several `parts` the rows of a pass
+    are so many consecutive batches, each normalised by its own statistics.
     """
 
     def __init__(self, share: Tensor, lengths: Sequence[int], parts: int = 1) -> None:
@@ -97,7 +97,7 @@ class Padding:
 
 
 class Stack:
-    """Networks of several clients, each with parameters of its own.
+    """Networks of several clients, each with its own parameters.
 
     `flat` (clients, size) are their parameters and statistics, each row laid out like `template`'s.
     Inputs are (clients, rows, inputs + classes), with the one-hot classes behind the vectors.
@@ -128,7 +128,7 @@ class Stack:
 
     @classmethod
     def of(cls, params: Sequence[Params], device: torch.device, *, positive: bool) -> Stack:
-        """Return the networks with these parameters, which are copied."""
+        """Return networks with copies of these parameters."""
         flat = torch.stack([p.flat for p in params])
         return cls(params[0], flat.to(device), positive)
 

@@ -1,4 +1,4 @@
-"""Images as a data set normalises them, brought to the mean and deviation that weights expect."""
+"""Conversion of normalised images to the mean and deviation that weights were trained with."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ from fedsim.models.pretrained.statistics import Statistics
 
 
 class Renormalise:
-    """One factor and shift a channel, none before `expect` has found them needed.
+    """One factor and shift per channel; the identity until `between` sets others.
 
-    They are plain tensors, no buffers: not learnt, sent or averaged.
+    They are plain tensors, not buffers: neither trained, sent nor averaged.
     """
 
     def __init__(self) -> None:
         self._affine: tuple[Tensor, Tensor] | None = None
 
-    def expect(self, given: Statistics, wanted: Statistics) -> None:
-        """Bring images normalised with `given` to `wanted`."""
+    def between(self, source: Statistics, target: Statistics) -> None:
+        """Convert images normalised with `source` into images normalised with `target`."""
         self._affine = None
-        if given == wanted:
+        if source == target:
             return
-        (mean, std), (m, s) = (
-            (torch.tensor(pair[0]), torch.tensor(pair[1])) for pair in (given, wanted)
-        )
+        (mean, std), (m, s) = (map(torch.tensor, pair) for pair in (source, target))
         self._affine = (std / s).view(-1, 1, 1), ((mean - m) / s).view(-1, 1, 1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return images (batch, C, H, W) as they are expected; the same ones if they are so."""
+        """Return converted images (batch, C, H, W), the same tensor if there is nothing to do."""
         if self._affine is None:
             return x
         scale, shift = (t.to(x.device) for t in self._affine)

@@ -1,1 +1,1 @@
-"""Weights of others, read from files."""
+"""Readers of pretrained weights."""

