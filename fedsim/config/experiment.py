@@ -122,7 +122,7 @@ class Evaluation(_Model):
     )
 
     @property
-    def split(self) -> str:
+    def split(self) -> Literal["test", "validation"]:
         """What the values without a further name are of: test or validation samples."""
         return "validation" if self.on == "validation" else "test"
 

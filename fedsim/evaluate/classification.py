@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsim.data.views import View, view_for
 from fedsim.evaluate.feature_statistics import Moments
-from fedsim.evaluate.metric_names import SHOTS
+from fedsim.evaluate.metric_names import LOSS, SHARE, SHOTS
 from fedsim.evaluate.scorer import Scorer
 
 ShotRule = Literal["cumulative", "count"]
@@ -137,6 +137,8 @@ def counts(
 
 class Classification(Scorer):
     """Accuracy and cross-entropy of logits (batch, classes)."""
+
+    units: ClassVar = {"accuracy": SHARE, "loss": LOSS}
 
     def tally(
         self,

@@ -25,6 +25,7 @@ from fedsim.config.experiment import Experiment
 from fedsim.config.reading import load_experiment
 from fedsim.data.partition import Manifest
 from fedsim.errors import InputError, RunFailed
+from fedsim.evaluate.metric_names import Metric, Unit
 from fedsim.runs import checkpoint
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.recorder import reading
@@ -147,10 +148,18 @@ class Run:
     @property
     def headline(self) -> str:
         """The metric that models are told apart by, accuracy unless their scorer has another."""
+        return str(self._recorded("headline", "accuracy"))
+
+    def unit(self, name: str) -> Unit:
+        """Return the unit of a metric, with or without its split: as its scorer declared it."""
+        units = self._recorded("units", {})
+        return Metric.parse(name).unit({key: Unit(*unit) for key, unit in units.items()})
+
+    def _recorded(self, key: str, default: Any) -> Any:
         with self._database() as db:
-            query = "SELECT value FROM run WHERE key = 'headline'"
-            row = None if db is None else db.execute(query).fetchone()
-        return "accuracy" if row is None else str(json.loads(row[0]))
+            query = "SELECT value FROM run WHERE key = ?"
+            row = None if db is None else db.execute(query, (key,)).fetchone()
+        return default if row is None else json.loads(row[0])
 
     def check(self) -> int:
         """Read enough of the run to know that it is not damaged; return its rounds.
