@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsim.data.views import View, view_for
 from fedsim.evaluate.feature_statistics import Moments
-from fedsim.evaluate.metric_names import LOSS, SHARE, SHOTS
+from fedsim.evaluate.metric_names import LOSS, SHARE, SHOTS, named_scores
 from fedsim.evaluate.scorer import Scorer
 
 ShotRule = Literal["cumulative", "count"]
@@ -105,34 +105,61 @@ def counts(
     """Return correct predictions and samples of each class, and the summed cross-entropy.
 
     With `features` also the moments of what the module's `head` is given.
-
-    The module is scored in evaluation mode and left in the mode it was in. The sum runs over
-    batches in fp64, so it does not depend on how a caller cuts the data, only on `batch_size`.
     """
-    training = module.training
-    module.eval()
-    loss = 0.0
-    # Class and rightness in one number, so that a batch costs one transfer from the device.
-    found = torch.zeros(2 * num_classes, dtype=torch.int64, device=view.device)
     moments: Moments | None = None
-    given: list[torch.Tensor] = []
+    inputs: list[Tensor] = []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal moments
+        for x, y in view_for(module, view).batches(batch_size):
+            yield x, y
+            if features:  # the batch has been through the head by now
+                batch = Moments.of(inputs.pop(), y, num_classes)
+                moments = batch if moments is None else moments + batch
+
     watch: Any = None
     if features:
         watch = module.get_submodule("head").register_forward_pre_hook(
-            lambda _, inputs: given.append(inputs[0])
+            lambda _, args: inputs.append(args[0])
         )
-    with torch.inference_mode(), watch or nullcontext():
-        for x, y in view_for(module, view).batches(batch_size):
-            logits = module(x)
-            if features:
-                some = Moments.of(given.pop(), y, num_classes)
-                moments = some if moments is None else moments + some
-            right = logits.argmax(1) == y
-            found += torch.bincount(2 * y + right, minlength=2 * num_classes)
-            loss += float(F.cross_entropy(logits, y, reduction="sum"))
+    with watch or nullcontext():
+        (total,) = count_heads(module, lambda x: [module(x)], batches(), [num_classes], view.device)
+    total.moments = moments
+    return total
+
+
+def count_heads(
+    module: nn.Module,
+    logits_of: Callable[[Tensor], Iterable[Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: Sequence[int],
+    device: torch.device | str,
+) -> list[Counts]:
+    """Return the counts of each of several classifiers that have a body in common.
+
+    `logits_of` maps the inputs of a batch to the logits (batch, classes) of each classifier, of
+    which `num_classes` tells the classes; `batches` are inputs and labels int64 (batch,).
+
+    The module is scored in evaluation mode and left in the mode it was in. The losses are summed
+    over batches in fp64, so that they depend on the size of the batches only.
+    """
+    training = module.training
+    module.eval()
+    losses = [0.0] * len(num_classes)
+    # Class and rightness in one number, so that a batch costs one transfer from the device.
+    tallies = [torch.zeros(2 * n, dtype=torch.int64, device=device) for n in num_classes]
+    with torch.inference_mode():
+        for x, y in batches:
+            for i, logits in enumerate(logits_of(x)):
+                right = logits.argmax(1) == y
+                tallies[i] += torch.bincount(2 * y + right, minlength=2 * num_classes[i])
+                losses[i] += float(F.cross_entropy(logits, y, reduction="sum"))
     module.train(training)
-    wrong, correct = found.cpu().view(num_classes, 2).numpy().T
-    return Counts(correct.copy(), wrong + correct, loss, moments)
+    counts = []
+    for tally, loss in zip(tallies, losses, strict=True):
+        wrong, correct = tally.cpu().view(-1, 2).numpy().T
+        counts.append(Counts(correct.copy(), wrong + correct, loss))
+    return counts
 
 
 class Classification(Scorer):
@@ -170,23 +197,16 @@ def head_scores(
     Raises:
         ValueError: the view is empty.
     """
-    if len(view) == 0:
-        raise ValueError("a model cannot be scored on no samples")
-    training = module.training
-    module.eval()
-    right = dict.fromkeys(heads, 0)
-    loss = dict.fromkeys(heads, 0.0)
-    placed = {name: [t.to(view.device) for t in head] for name, head in heads.items()}
-    with torch.inference_mode():
-        for x, y in view.batches(batch_size):
-            features = module.body(x)
-            for name, head in placed.items():
-                logits = F.linear(features, *head)
-                right[name] += int((logits.argmax(1) == y).sum())
-                loss[name] += float(F.cross_entropy(logits, y, reduction="sum"))
-    module.train(training)
+    placed = [[t.to(view.device) for t in head] for head in heads.values()]
+
+    def logits_of(x: Tensor) -> Iterator[Tensor]:
+        features = module.body(x)
+        for head in placed:
+            yield F.linear(features, *head)
+
+    sizes = [len(weight) for weight, _ in heads.values()]
+    totals = count_heads(module, logits_of, view.batches(batch_size), sizes, view.device)
     scores: dict[str, float] = {}
-    for name in heads:
-        scores |= {f"{name}/accuracy": right[name] / len(view)}
-        scores |= {f"{name}/loss": loss[name] / len(view)}
+    for name, total in zip(heads, totals, strict=True):
+        scores |= named_scores(name, total.metrics())
     return scores

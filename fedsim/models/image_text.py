@@ -14,6 +14,7 @@ clients of a kind have towers of several architectures there are further parts: 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from fedsim.data.dataset import Card
 from fedsim.data.partition import Modality
 from fedsim.data.views import View
 from fedsim.errors import check
+from fedsim.evaluate.classification import count_heads
 from fedsim.evaluate.retrieval import Retrieval, tokens_of
 from fedsim.maths.contrastive import info_nce, pcme
 from fedsim.models.blocks.body_head import check_images
@@ -140,19 +142,15 @@ class ImageText(nn.Module):
         part: Part = self.get_submodule(name)  # type: ignore[assignment]
         if part.head is None:
             return self.scorer.tally(part, view, batch_size=batch_size).metrics()
-        if len(view) == 0:
-            raise ValueError("a model cannot be scored on no samples")
-        training = part.training
-        part.eval()
-        right, loss = 0, 0.0
-        with torch.inference_mode():
-            for order in view.index_batches(batch_size):
-                x = view.inputs(order) if part.image is not None else tokens_of(view, order)
-                logits, y = part.head(part.features(x)), view.labels(order)
-                right += int((logits.argmax(1) == y).sum())
-                loss += float(F.cross_entropy(logits, y, reduction="sum"))
-        part.train(training)
-        return {"accuracy": right / len(view), "loss": loss / len(view)}
+        head, inputs = (
+            part.head,
+            view.inputs if part.image is not None else partial(tokens_of, view),
+        )
+        batches = ((inputs(order), view.labels(order)) for order in view.index_batches(batch_size))
+        (counts,) = count_heads(
+            part, lambda x: [head(part.features(x))], batches, [head.out_features], view.device
+        )
+        return counts.metrics()
 
 
 def in_encoder(part: str) -> Callable[[str], bool]:

@@ -158,3 +158,16 @@ def test_options_are_chosen_on_validation_samples(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no client has validation samples; set partition\.valid"):
         fedsim.run(tiny(partition={"validation": 0.0}, evaluation={"on": "validation"}, name="c"),
                    out=tmp_path)  # fmt: skip
+
+
+def test_moments_of_the_heads_inputs_are_of_all_batches() -> None:
+    """The two pixels are the features: of class 0 (1, 0); of class 1 (0, 1) and (1, 0)."""
+    module = nn.Sequential()
+    module.add_module("body", nn.Flatten())
+    module.add_module("head", nn.Linear(2, 2))
+    for batch_size in (1, 2, 3):
+        moments = counts(module, THREE, 2, batch_size, features=True).moments
+        assert moments is not None
+        assert moments.count.tolist() == [1, 2]
+        assert moments.first.tolist() == [[1, 0], [1, 1]]
+    assert not module.get_submodule("head")._forward_pre_hooks
