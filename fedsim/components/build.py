@@ -22,6 +22,7 @@ from fedsim.data.local_tests import add_local_tests
 from fedsim.data.partition import Assignment, Manifest, build_manifest
 from fedsim.data.subsets import long_tail_rows, share_rows
 from fedsim.errors import InputError
+from fedsim.evaluate.scoring import scorer_of
 from fedsim.models.blocks.nested import Trained, TrainedModel, call_model
 
 
@@ -167,6 +168,8 @@ def build_model(experiment: Experiment, card: Card) -> nn.Module:
             f"model.name {experiment.model.name!r} must return a torch Module, got "
             f"{type(module).__name__}"
         )
+    if metrics := experiment.evaluation.metrics:
+        module.scorer = scorer_of(module).choosing(metrics)  # type: ignore[assignment]
     return module
 
 

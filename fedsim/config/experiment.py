@@ -10,7 +10,7 @@ Every field's description completes the sentence "<key> must be ...", the one a 
 from __future__ import annotations
 
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
@@ -24,11 +24,17 @@ PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
+    """Base of the experiment file's parts: strict, frozen, and without keys of no field."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
+    added_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that an experiment's digest leaves out at their default: checkpoints made before there
+    were these fields stay those of the same experiment."""
 
-class Section(_Model):
+
+class Section(Model):
     """A named component and its options; ``options`` are the keys the platform does not know."""
 
     model_config = ConfigDict(extra="allow")
@@ -41,7 +47,7 @@ class Section(_Model):
         return dict(self.model_extra or {})
 
 
-class Augment(_Model):
+class Augment(Model):
     """Random changes of training images, drawn anew for each batch from the client's generator."""
 
     crop: int = Field(default=0, ge=0, description="a whole number of pixels of at least 0")
@@ -99,14 +105,17 @@ class ClientSection(Section):
     name: Text | None = Field(default=None, description="the name of a client method, or null")  # type: ignore[assignment]
 
 
-class Evaluation(_Model):
+class Evaluation(Model):
     """When and on whom models are evaluated; the last round always is.
 
     On `validation` nothing reads a test sample: models are scored on all clients' validation
     samples, as options are chosen; `both` has both, to choose a round by. `features` records what
     the generic model's features look like, `across_domains` how each client's model does on every
-    domain's test samples.
+    domain's test samples. `metrics` are those of the model's scorer that are recorded besides the
+    usual ones, such as ``macro-f1`` for classifiers.
     """
+
+    added_fields: ClassVar = frozenset({"metrics"})
 
     every: Count = Field(default=1, description="a whole number of rounds, at least 1")
     personal: bool = Field(default=True, description="true or false")
@@ -128,9 +137,10 @@ class Evaluation(_Model):
 
     features: bool = Field(default=False, description="true or false")
     across_domains: bool = Field(default=False, description="true or false")
+    metrics: list[Text] = Field(default=[], description="a list of names of metrics")
 
 
-class Engine(_Model):
+class Engine(Model):
     """What executes the clients; ``cpus`` and ``gpus`` are a worker's share of a machine."""
 
     name: Literal["serial", "ray"] = Field(default="ray", description="'serial' or 'ray'")
@@ -146,7 +156,7 @@ class Engine(_Model):
     max_restarts: int = Field(default=20, ge=0, description="a whole number of at least 0")
 
 
-class Screening(_Model):
+class Screening(Model):
     """What happens to an update that is not fit to be aggregated."""
 
     policy: Literal["drop", "clip", "abort"] = Field(
@@ -158,7 +168,7 @@ class Screening(_Model):
     )
 
 
-class Checkpoint(_Model):
+class Checkpoint(Model):
     """How often the state is saved; the last round always is."""
 
     every: Count = Field(default=1, description="a whole number of rounds, at least 1")
@@ -167,7 +177,7 @@ class Checkpoint(_Model):
     )
 
 
-class Experiment(_Model):
+class Experiment(Model):
     """One experiment with one seed: everything that decides a run's results."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}$")] = (

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fedsim.config.experiment import Experiment, Section
+from fedsim.config.experiment import Experiment, Model, Section
 from fedsim.config.yaml import dump_yaml, parse_yaml, show
 from fedsim.errors import InputError, nearest
 
@@ -58,8 +58,19 @@ def to_yaml(experiment: Experiment) -> str:
 
 def digest(experiment: Experiment) -> str:
     """Return the sha256 (hex) of the experiment; equal for equal experiments."""
-    text = json.dumps(experiment.model_dump(), sort_keys=True, separators=(",", ":"))
+    tree = experiment.model_dump()
+    _leave_out_added_fields(experiment, tree)
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _leave_out_added_fields(section: Model, tree: dict[str, Any]) -> None:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if name in section.added_fields and value == field.default:
+            del tree[name]
+        elif isinstance(value, Model):
+            _leave_out_added_fields(value, tree[name])
 
 
 def base_folder(source: str | Path | Mapping[str, Any]) -> Path | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsim.data.views import View, view_for
 from fedsim.evaluate.feature_statistics import Moments
-from fedsim.evaluate.metric_names import LOSS, SHARE, SHOTS, named_scores
+from fedsim.evaluate.metric_names import LOSS, SHARE, SHOTS, Unit, named_scores
 from fedsim.evaluate.scorer import Scorer
 
 ShotRule = Literal["cumulative", "count"]
@@ -22,26 +22,37 @@ ShotRule = Literal["cumulative", "count"]
 
 @dataclass
 class Counts:
-    """What a model got right: `correct` and `samples` int64 (classes,), and the summed loss."""
+    """Correct predictions and samples of each class, int64 (classes,), and the summed loss.
+
+    Where there are `further` metrics of `FURTHER`, also the `confusion`, int64 (classes, classes):
+    the samples of a class (rows) by the class that is predicted (columns).
+    """
 
     correct: np.ndarray
     samples: np.ndarray
     loss: float = 0.0
     moments: Moments | None = None  # of the features, where they were asked for
+    further: tuple[str, ...] = ()
+    confusion: np.ndarray | None = None
 
     def __add__(self, other: Counts) -> Counts:
         moments = None
         if self.moments is not None and other.moments is not None:
             moments = self.moments + other.moments
+        confusion = None
+        if self.confusion is not None and other.confusion is not None:
+            confusion = self.confusion + other.confusion
         return Counts(
             self.correct + other.correct,
             self.samples + other.samples,
             self.loss + other.loss,
             moments,
+            self.further,
+            confusion,
         )
 
     def metrics(self) -> dict[str, float]:
-        """Return the accuracy in [0, 1] and the mean loss.
+        """Return the accuracy in [0, 1], the mean loss and the further metrics.
 
         Raises:
             ValueError: there were no samples.
@@ -49,7 +60,8 @@ class Counts:
         total = int(self.samples.sum())
         if total == 0:
             raise ValueError("a model cannot be scored on no samples")
-        return {"accuracy": int(self.correct.sum()) / total, "loss": self.loss / total}
+        usual = {"accuracy": int(self.correct.sum()) / total, "loss": self.loss / total}
+        return usual | {name: FURTHER[name].value(self.confusion) for name in self.further}
 
     def balanced(self) -> float:
         """Return the mean over classes of the accuracy on each, classes without samples left out.
@@ -94,6 +106,36 @@ def shot_groups(class_sizes: np.ndarray, rule: ShotRule) -> list[np.ndarray]:
     return [np.sort(order[many]), np.sort(order[medium & ~many]), np.sort(order[~medium])]
 
 
+def macro_f1(confusion: np.ndarray) -> float:
+    """Return the mean over classes of F1 = 2 TP / (2 TP + FP + FN).
+
+    A class that no sample is of and that is never predicted does not count.
+    """
+    doubled, total = 2 * confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
+    return float((doubled[total > 0] / total[total > 0]).mean())
+
+
+def balanced_accuracy(confusion: np.ndarray) -> float:
+    """Return the mean over classes of the accuracy on each, classes without samples left out."""
+    samples = confusion.sum(1)
+    return float((confusion.diagonal()[samples > 0] / samples[samples > 0]).mean())
+
+
+@dataclass(frozen=True)
+class FurtherMetric:
+    """A metric of the confusion matrix (`Counts.confusion`) of at least one sample."""
+
+    value: Callable[[Any], float]
+    unit: Unit = SHARE
+
+
+FURTHER = {
+    "macro-f1": FurtherMetric(macro_f1),
+    "balanced-accuracy": FurtherMetric(balanced_accuracy),
+}
+"""The metrics of classifiers that ``evaluation.metrics`` can name."""
+
+
 def counts(
     module: nn.Module,
     view: View,
@@ -101,10 +143,12 @@ def counts(
     batch_size: int = 512,
     *,
     features: bool = False,
+    further: tuple[str, ...] = (),
 ) -> Counts:
     """Return correct predictions and samples of each class, and the summed cross-entropy.
 
-    With `features` also the moments of what the module's `head` is given.
+    With `features` also the moments of the inputs of the module's `head`, with `further` metrics
+    the confusion matrix.
     """
     moments: Moments | None = None
     inputs: list[Tensor] = []
@@ -123,7 +167,9 @@ def counts(
             lambda _, args: inputs.append(args[0])
         )
     with watch or nullcontext():
-        (total,) = count_heads(module, lambda x: [module(x)], batches(), [num_classes], view.device)
+        (total,) = count_heads(
+            module, lambda x: [module(x)], batches(), [num_classes], view.device, further
+        )
     total.moments = moments
     return total
 
@@ -134,6 +180,7 @@ def count_heads(
     batches: Iterable[tuple[Tensor, Tensor]],
     num_classes: Sequence[int],
     device: torch.device | str,
+    further: tuple[str, ...] = (),
 ) -> list[Counts]:
     """Return the counts of each of several classifiers that have a body in common.
 
@@ -148,24 +195,30 @@ def count_heads(
     losses = [0.0] * len(num_classes)
     # Class and rightness in one number, so that a batch costs one transfer from the device.
     tallies = [torch.zeros(2 * n, dtype=torch.int64, device=device) for n in num_classes]
+    cells = [n * n if further else 0 for n in num_classes]
+    pairs = [torch.zeros(n, dtype=torch.int64, device=device) for n in cells]
     with torch.inference_mode():
         for x, y in batches:
             for i, logits in enumerate(logits_of(x)):
-                right = logits.argmax(1) == y
-                tallies[i] += torch.bincount(2 * y + right, minlength=2 * num_classes[i])
+                n, predicted = num_classes[i], logits.argmax(1)
+                tallies[i] += torch.bincount(2 * y + (predicted == y), minlength=2 * n)
+                if further:
+                    pairs[i] += torch.bincount(n * y + predicted, minlength=n * n)
                 losses[i] += float(F.cross_entropy(logits, y, reduction="sum"))
     module.train(training)
-    counts = []
-    for tally, loss in zip(tallies, losses, strict=True):
-        wrong, correct = tally.cpu().view(-1, 2).numpy().T
-        counts.append(Counts(correct.copy(), wrong + correct, loss))
-    return counts
+    totals = []
+    for n, tally, loss, cells_of in zip(num_classes, tallies, losses, pairs, strict=True):
+        wrong, correct = tally.cpu().view(n, 2).numpy().T
+        confusion = cells_of.cpu().view(n, n).numpy() if further else None
+        totals.append(Counts(correct.copy(), wrong + correct, loss, None, further, confusion))
+    return totals
 
 
 class Classification(Scorer):
     """Accuracy and cross-entropy of logits (batch, classes)."""
 
     units: ClassVar = {"accuracy": SHARE, "loss": LOSS}
+    further: ClassVar = {name: metric.unit for name, metric in FURTHER.items()}
 
     def tally(
         self,
@@ -176,7 +229,7 @@ class Classification(Scorer):
         *,
         features: bool = False,
     ) -> Counts:
-        return counts(module, view, num_classes, batch_size, features=features)
+        return counts(module, view, num_classes, batch_size, features=features, further=self.chosen)
 
 
 CLASSIFICATION = Classification()
@@ -188,7 +241,7 @@ def head_scores(
     view: View,
     batch_size: int = 512,
 ) -> dict[str, float]:
-    """Return ``<name>/accuracy`` and ``<name>/loss`` of linear heads on one body's features.
+    """Return ``<name>/accuracy`` and the like of linear heads on one body's features.
 
     `module` is a torch Module with a `body`, which is run once, in evaluation mode. `heads` are
     weights (C, d) and biases (C,), on any device. A bias of -inf masks its class; where that class
@@ -205,7 +258,10 @@ def head_scores(
             yield F.linear(features, *head)
 
     sizes = [len(weight) for weight, _ in heads.values()]
-    totals = count_heads(module, logits_of, view.batches(batch_size), sizes, view.device)
+    scorer = getattr(module, "scorer", CLASSIFICATION)
+    further = scorer.chosen if isinstance(scorer, Classification) else ()
+    batches = view.batches(batch_size)
+    totals = count_heads(module, logits_of, batches, sizes, view.device, further)
     scores: dict[str, float] = {}
     for name, total in zip(heads, totals, strict=True):
         scores |= named_scores(name, total.metrics())

@@ -7,11 +7,13 @@ each, the tallies are added, and the sum has the metrics.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from torch import nn
 
+from fedsim.errors import InputError, nearest
 from fedsim.evaluate.metric_names import Metric, Unit
 
 if TYPE_CHECKING:
@@ -54,10 +56,32 @@ class Scorer:
     Class attributes:
         headline: the metric, higher is better, that progress, tables and comparisons show.
         units: the units of its metrics; those without one have what `Metric.unit` says.
+        further: the units of metrics that are recorded only where ``evaluation.metrics`` names
+            them; a scorer that has some adds the `chosen` ones to what its tallies say.
     """
 
     headline: ClassVar[str] = "accuracy"
     units: ClassVar[Mapping[str, Unit]] = {}
+    further: ClassVar[Mapping[str, Unit]] = {}
+    chosen: tuple[str, ...] = ()
+
+    def choosing(self, names: Sequence[str]) -> Scorer:
+        """Return a scorer that has these further metrics as well.
+
+        Raises:
+            InputError: it has no such metric.
+        """
+        kind = type(self).__name__
+        for name in names:
+            if name not in self.further:
+                allowed = ", ".join(self.further) or "none"
+                raise InputError(
+                    f"evaluation.metrics must name further metrics of {kind}, which are {allowed}, "
+                    f"got {name!r}.{nearest(name, self.further)}"
+                )
+        scorer = copy(self)
+        scorer.chosen = tuple(names)
+        return scorer
 
     def tally(
         self,
@@ -82,7 +106,7 @@ class Scorer:
         """
         return {
             name: (unit.kind, unit.higher_is_better)
-            for name, unit in self.units.items()
+            for name, unit in [*self.units.items(), *self.further.items()]
             if unit != Metric(name).unit()
         }
 

@@ -142,10 +142,8 @@ class ImageText(nn.Module):
         part: Part = self.get_submodule(name)  # type: ignore[assignment]
         if part.head is None:
             return self.scorer.tally(part, view, batch_size=batch_size).metrics()
-        head, inputs = (
-            part.head,
-            view.inputs if part.image is not None else partial(tokens_of, view),
-        )
+        head = part.head
+        inputs = view.inputs if part.image is not None else partial(tokens_of, view)
         batches = ((inputs(order), view.labels(order)) for order in view.index_batches(batch_size))
         (counts,) = count_heads(
             part, lambda x: [head(part.features(x))], batches, [head.out_features], view.device

@@ -74,7 +74,7 @@ def compare(
     without ``test/``, such as ``generic/accuracy`` (the server's model on the global test set) or
     ``clients/personal/accuracy`` (mean over clients), and ``clients/deployed/accuracy``, which is
     the personal one where a method has one and else the generic; by default all accuracies, or
-    those of the metric that the models are scored by.
+    those of the metric that the models are scored by, and those of ``evaluation.metrics``.
     `reference` is a group's name, by default the first of FedAvg or else the first. `choice` says
     which round counts: ``last``, ``mean-of-last-K`` evaluations, or ``best-on-validation``: the
     first one with the best value on validation samples (``evaluation.on: both``). With `target` the
@@ -179,6 +179,8 @@ def _metrics(groups: list[Group], wanted: str | Sequence[str] | None) -> list[st
         generic = f"generic/{headline}"
         names = [generic, *(f"{generic}_{shots}" for shots in SHOTS), *own]
         names += [deployed] if all(c in known for c in own) else []
+        further = groups[0].runs[0].config.evaluation.metrics
+        names += [name.removesuffix(headline) + m for m in further for name in [generic, *own]]
         found = [name for name in names if name in known]
         found = found or [f"validation/{n}" for n in names if f"validation/{n}" in known]
         return found or [name for name in known if name.startswith("train/train_loss")]

@@ -52,6 +52,7 @@ def test_reads_values_options_and_defaults(good: Path) -> None:
         "on": "test",
         "features": False,
         "across_domains": False,
+        "metrics": [],
     }
     assert (e.engine.name, e.engine.workers, e.engine.max_restarts) == ("ray", None, 20)
     assert (e.screening.policy, e.screening.max_norm, e.screening.min_survivors) == ("drop", 1e6, 1)
@@ -83,6 +84,14 @@ def test_digest_tells_experiments_apart_and_not_the_order_of_keys(good: Path) ->
     assert digest(load_experiment(good, {"client.lr": 0.002})) != digest(e)
     reordered = dict(reversed(yaml.safe_load(to_yaml(e)).items()))
     assert digest(load_experiment(reordered)) == digest(e)
+
+
+def test_checkpoints_of_earlier_versions_keep_their_experiment(good: Path) -> None:
+    """The digest that was computed before there was `evaluation.metrics`."""
+    before = "7801a1d7125574b7ad38acaf8e052a83f22a317d47e83b30e0010704a674a09c"
+    assert digest(load_experiment(good)) == before
+    assert digest(load_experiment(good, {"evaluation.metrics": []})) == before
+    assert digest(load_experiment(good, {"evaluation.metrics": ["macro-f1"]})) != before
 
 
 def test_overrides_win_over_the_file_and_later_ones_over_earlier(good: Path) -> None:
