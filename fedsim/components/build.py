@@ -23,6 +23,7 @@ from fedsim.data.nested import check_assignment
 from fedsim.data.partition import Manifest, build_manifest
 from fedsim.data.subsets import long_tail_rows, share_rows
 from fedsim.errors import InputError
+from fedsim.evaluate.scoring import scorer_of
 from fedsim.models.blocks.nested import Trained, TrainedModel, call_model
 
 
@@ -154,6 +155,8 @@ def build_model(experiment: Experiment, card: Card) -> nn.Module:
                 function, card.input_shape, len(card.classes), card, options
             )
     _check_type(module, nn.Module, "torch Module", f"model.name {experiment.model.name!r}")
+    if metrics := experiment.evaluation.metrics:
+        module.scorer = scorer_of(module).choosing(metrics)  # type: ignore[assignment]
     return module
 
 

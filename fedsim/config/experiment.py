@@ -112,7 +112,8 @@ class Evaluation(_Model):
     With `on: validation` no test sample is read: models are scored on all clients' validation
     samples, for choosing options; `both` scores both, for choosing a round. `features` records
     statistics of the generic model's features, `across_domains` scores each client's model on
-    every domain's test samples.
+    every domain's test samples. `metrics` are recorded besides those that the model's scorer always
+    makes, such as ``macro-f1`` for classifiers.
     """
 
     every: Count = Field(default=1, description="a whole number of rounds, at least 1")
@@ -127,11 +128,13 @@ class Evaluation(_Model):
     on: Literal["test", "validation", "both"] = Field(
         default="test", description="'test', 'validation' or 'both'"
     )
+
     features: bool = Field(default=False, description="true or false")
     across_domains: bool = Field(default=False, description="true or false")
+    metrics: list[Text] = Field(default=[], description="a list of names of metrics")
 
     @property
-    def split(self) -> str:
+    def split(self) -> Literal["test", "validation"]:
         """The split that a metric without a split in its name is of."""
         return "validation" if self.on == "validation" else "test"
 

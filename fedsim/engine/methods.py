@@ -17,7 +17,7 @@ from fedsim.engine.isolation import ClientTimeout, guarded, time_limit
 from fedsim.engine.jobs import Assignment, Block, BlockResult, Report, numbers
 from fedsim.engine.resources import Resources
 from fedsim.engine.screening import UpdateScreen
-from fedsim.evaluate.metric_names import VALIDATION
+from fedsim.evaluate.metric_names import Metric, on_validation
 from fedsim.params import trees
 from fedsim.params.trees import Tree
 from fedsim.runs.codec import from_bytes, to_bytes
@@ -158,12 +158,13 @@ class MethodRunner:
         if settings.on == "both" and len(held_out):
             self._worker.restore_model()
             scores = self._scores(task, self._tested_on(job, held_out, on_test_split=False))
-            metrics |= {f"{VALIDATION}{name}": value for name, value in scores.items()}
+            metrics |= on_validation(scores)
         if settings.across_domains:
             for domain, rows in self._domain_rows.items():
                 self._worker.restore_model()
                 scores = self._scores(task, self._tested_on(job, rows, on_test_split=True))
-                metrics |= {f"{name}_on/{domain}": value for name, value in scores.items()}
+                across = {replace(Metric.of(k), tested_on=domain): v for k, v in scores.items()}
+                metrics |= {metric.key: value for metric, value in across.items()}
         return Report(job.client, weight=float(len(task.data.test)), metrics=metrics)
 
     def _scores(self, task: Task, data: ClientData) -> dict[str, float]:

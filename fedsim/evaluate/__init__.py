@@ -9,19 +9,20 @@ from fedsim.evaluate.classification import (
     head_scores,
     shot_groups,
 )
-from fedsim.evaluate.metric_names import SHOTS, named_scores, shifted
+from fedsim.evaluate.metric_names import SHOTS, Metric, Unit, named_scores, shifted
 from fedsim.evaluate.scorer import Scorer, Tally
 from fedsim.evaluate.scoring import score, scorer_of
 
 __all__ = [
     "CLASSIFICATION",
     "SHOTS",
-    "VALIDATION",
     "Classification",
     "Counts",
+    "Metric",
     "Scorer",
     "ShotRule",
     "Tally",
+    "Unit",
     "counts",
     "head_scores",
     "named_scores",

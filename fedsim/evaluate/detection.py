@@ -8,7 +8,7 @@ the server has samples the round loop adds `mAP50_shifted`, that of the domains 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from fedsim.data.views import View
 from fedsim.evaluate.boxes import Boxes, Found
+from fedsim.evaluate.metric_names import SHARE
 from fedsim.evaluate.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Detection(Scorer):
     """For modules with a method `detect` (`fedsim.models.detector`), on data sets with boxes."""
 
     headline = "mAP50"
+    units: ClassVar = {"mAP50": SHARE, "mAP": SHARE}
 
     def tally(
         self,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedsim.data.views import View
 from fedsim.evaluate.feature_statistics import Moments
+from fedsim.evaluate.metric_names import SHARE
 from fedsim.evaluate.scorer import Scorer
 from fedsim.maths.contrastive import similarities
 
@@ -132,6 +133,7 @@ class Retrieval(Scorer):
     """Scores modules with `images` and `texts`, which map inputs to unit vectors (batch, d)."""
 
     headline = "recall_sum"
+    units: ClassVar = {"recall_sum": SHARE, **{f"recall@{k}": SHARE for k in RANKS}}
 
     def __init__(self, fold: int = 1000) -> None:
         self.fold = fold

@@ -6,11 +6,15 @@ each, the tallies are added, and the sum has the metrics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from torch import nn
+
+from fedsim.errors import InputError, nearest
+from fedsim.evaluate.metric_names import Metric, Unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,9 +55,33 @@ class Scorer:
 
     Class attributes:
         headline: the metric, higher is better, that progress, tables and comparisons show.
+        units: the units of its metrics; those without one have what `Metric.unit` says.
+        further: the units of metrics that are recorded only where ``evaluation.metrics`` names
+            them; a scorer that has some adds the `chosen` ones to what its tallies say.
     """
 
     headline: ClassVar[str] = "accuracy"
+    units: ClassVar[Mapping[str, Unit]] = {}
+    further: ClassVar[Mapping[str, Unit]] = {}
+    chosen: tuple[str, ...] = ()
+
+    def choosing(self, names: Sequence[str]) -> Scorer:
+        """Return a scorer that has these further metrics as well.
+
+        Raises:
+            InputError: it has no such metric.
+        """
+        kind = type(self).__name__
+        for name in names:
+            if name not in self.further:
+                allowed = ", ".join(self.further) or "none"
+                raise InputError(
+                    f"evaluation.metrics must name further metrics of {kind}, which are {allowed}, "
+                    f"got {name!r}.{nearest(name, self.further)}"
+                )
+        scorer = copy(self)
+        scorer.chosen = tuple(names)
+        return scorer
 
     def tally(
         self,
@@ -70,6 +98,17 @@ class Scorer:
         also the moments of what the module's `head` is given, where that makes sense.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define tally")
+
+    def units_to_record(self) -> dict[str, tuple[str, bool]]:
+        """Return kind and direction of the units that the words of a metric do not tell.
+
+        A run records them, as its reader has no scorer.
+        """
+        return {
+            name: (unit.kind, unit.higher_is_better)
+            for name, unit in [*self.units.items(), *self.further.items()]
+            if unit != Metric(name).unit()
+        }
 
     def picture(self, module: nn.Module, dataset: Dataset) -> Figure | None:
         """Return a picture of what the module does with test samples, or None.

@@ -24,6 +24,7 @@ from fedsim.data.dataset import Card
 from fedsim.data.partition import Modality
 from fedsim.data.views import View
 from fedsim.errors import check
+from fedsim.evaluate.classification import count_heads
 from fedsim.evaluate.retrieval import Retrieval
 from fedsim.maths.contrastive import info_nce, pcme
 from fedsim.models.blocks.body_head import check_images
@@ -139,19 +140,13 @@ class ImageText(nn.Module):
         part: Part = self.get_submodule(name)  # type: ignore[assignment]
         if part.head is None:
             return self.scorer.tally(part, view, batch_size=batch_size).metrics()
-        if len(view) == 0:
-            raise ValueError("a model cannot be scored on no samples")
-        training = part.training
-        part.eval()
-        right, loss = 0, 0.0
-        with torch.inference_mode():
-            reads: protocol.Reads = "texts" if part.image is None else "inputs"
-            for x, y in view.batches(batch_size, reads=reads):
-                logits = part.head(part.features(x))
-                right += int((logits.argmax(1) == y).sum())
-                loss += float(F.cross_entropy(logits, y, reduction="sum"))
-        part.train(training)
-        return {"accuracy": right / len(view), "loss": loss / len(view)}
+        head = part.head
+        reads: protocol.Reads = "texts" if part.image is None else "inputs"
+        batches = view.batches(batch_size, reads=reads)
+        (counts,) = count_heads(
+            part, lambda x: [head(part.features(x))], batches, [head.out_features], view.device
+        )
+        return counts.metrics()
 
 
 def in_encoder(part: str) -> Callable[[str], bool]:

@@ -17,13 +17,10 @@ import numpy as np
 import pandas as pd
 
 from fedsim.errors import InputError, check, nearest
-from fedsim.evaluate.metric_names import is_share, lower_is_better
+from fedsim.evaluate.metric_names import SHOTS, Metric
 from fedsim.report.groups import Group, check_same_data, gather, missing_seeds
 from fedsim.report.html import write_page
 from fedsim.report.measures import (
-    DEPLOYED,
-    OWN,
-    SHOTS,
     VIRTUAL,
     chosen,
     client_values,
@@ -77,7 +74,7 @@ def compare(
     without ``test/``, such as ``generic/accuracy`` (the server's model on the global test set) or
     ``clients/personal/accuracy`` (mean over clients), and ``clients/deployed/accuracy``, which is
     the personal one where a method has one and else the generic; by default all accuracies, or
-    those of the metric that the models are scored by.
+    those of the metric that the models are scored by, and those of ``evaluation.metrics``.
     `reference` is a group's name, by default the first of FedAvg or else the first. `choice` says
     which round counts: ``last``, ``mean-of-last-K`` evaluations, or ``best-on-validation``: the
     first one with the best value on validation samples (``evaluation.on: both``). With `target` the
@@ -97,7 +94,7 @@ def compare(
         check_same_data(groups)
     metrics = _metrics(groups, metric)
     if target is not None:
-        high = 1.0 if is_share(metrics[0]) else math.inf
+        high = 1.0 if groups[0].runs[0].unit(metrics[0]).is_share else math.inf
         text = "target must be a number" + (" in 0..1, as 0.9" if high == 1.0 else "")
         check(math.isfinite(target) and target <= high, text, target)
     base = _reference(groups, reference)
@@ -116,7 +113,7 @@ def compare(
         rows = [_row(group, numbers, base.label) for group in groups]
         for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_holm"] = p
-        if name.startswith("clients/"):
+        if Metric.parse(name).clients:
             for row, group in zip(rows, groups, strict=True):
                 of = {seed: f["round"].tolist() for seed, f in frames[group.label].items()}
                 row |= _fairness(group, name, of)
@@ -171,23 +168,25 @@ def _open(given: str | Path | Iterable[Run | str | Path]) -> tuple[list[Run], li
 def _metrics(groups: list[Group], wanted: str | Sequence[str] | None) -> list[str]:
     """Return the metrics, without ``test/``."""
     known = dict.fromkeys(
-        name.removeprefix("test/") for g in groups for r in g.runs[:1] for name in r.names()
+        str(Metric.parse(name)) for g in groups for r in g.runs[:1] for name in r.names()
     )
     headline = groups[0].runs[0].headline
-    own = [f"{model}{headline}" for model in OWN]
-    deployed = f"{DEPLOYED}{headline}"
+    own = [f"clients/{model}/{headline}" for model in ("generic", "personal")]
+    deployed = f"clients/deployed/{headline}"
     if own[0] in known or own[1] in known:
         known[deployed] = None
     if wanted is None:
         generic = f"generic/{headline}"
         names = [generic, *(f"{generic}_{shots}" for shots in SHOTS), *own]
         names += [deployed] if all(c in known for c in own) else []
+        further = groups[0].runs[0].config.evaluation.metrics
+        names += [name.removesuffix(headline) + m for m in further for name in [generic, *own]]
         found = [name for name in names if name in known]
         found = found or [f"validation/{n}" for n in names if f"validation/{n}" in known]
         return found or [name for name in known if name.startswith("train/train_loss")]
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     for i, name in enumerate(names):
-        names[i] = name.removeprefix("test/")
+        names[i] = str(Metric.parse(name))
         if names[i] not in known:
             shown = [k for k in known if k.endswith((headline, "loss"))]
             raise InputError(
@@ -241,7 +240,7 @@ def _fairness(group: Group, name: str, rounds: dict[int, list[int]]) -> dict[str
     for run in group.runs:
         values = client_values(run, name, rounds[run.config.seed])
         if len(values):
-            worst.append(worst_tenth(values, lower_is_better(name)))
+            worst.append(worst_tenth(values, not run.unit(name).higher_is_better))
             spread.append(float(values.std()))
     none = math.nan
     return {

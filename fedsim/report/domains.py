@@ -1,19 +1,19 @@
-"""How each client's model does on every domain, of runs with ``evaluation.across_domains``."""
+"""Accuracy of each client's model on every domain, of runs with `evaluation.across_domains`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from fedsim.errors import InputError
+from fedsim.evaluate.metric_names import Metric
 from fedsim.runs.results import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_MARK = "accuracy_on/"
 
 
 def domain_matrix(runs: Run | Sequence[Run], model: str = "deployed") -> pd.DataFrame:
@@ -35,7 +35,12 @@ def domain_matrix(runs: Run | Sequence[Run], model: str = "deployed") -> pd.Data
 
 def has_domains(run: Run) -> bool:
     """Whether the run has recorded how its clients do on every domain."""
-    return any(_MARK in name for name in run.names())
+    return bool(_across_domains(run))
+
+
+def _across_domains(run: Run) -> list[Metric]:
+    metrics = map(Metric.parse, run.names())
+    return [m for m in metrics if m.tested_on and m.clients and m.name == "accuracy"]
 
 
 def domains_figure(runs: Run | Sequence[Run], model: str = "deployed") -> Figure:
@@ -45,21 +50,20 @@ def domains_figure(runs: Run | Sequence[Run], model: str = "deployed") -> Figure
     return matrix_figure(domain_matrix(runs, model), "client", "tested on", "accuracy")
 
 
-def _place(run: Run) -> Callable[[str], int]:
-    """Return the sort key of the data set's own order of domains, if its card can be read here."""
+def _domain_order(run: Run) -> dict[str, int]:
+    """Return the place of each domain in the data set, if its card can be read here."""
     from fedsim.components.build import build_dataset
 
     try:
         order = list(build_dataset(run.config).card.domains)
     except (InputError, OSError):
         order = []
-    known = {domain: i for i, domain in enumerate(order)}
-    return lambda name: known.get(name.partition(_MARK)[2], len(known))
+    return {domain: i for i, domain in enumerate(order)}
 
 
 def _of_run(run: Run, model: str) -> pd.DataFrame:
-    names = [n.removeprefix("test/clients/") for n in run.names() if _MARK in n]
-    kinds = {name.partition("/")[0] for name in names}
+    metrics = _across_domains(run)
+    kinds = {metric.model for metric in metrics}
     if not kinds:
         raise InputError(
             f"run {run.path} has recorded nothing across domains; set evaluation.across_domains: "
@@ -73,10 +77,12 @@ def _of_run(run: Run, model: str) -> pd.DataFrame:
             f"run {run.path} has no {model!r} model; it has {', '.join(sorted(kinds))}"
         )
     columns = {}
-    for name in sorted(names, key=_place(run)):
-        if name.startswith(f"{kind}/{_MARK}"):
-            frame = run.client_values("test", name, last=True).set_index("client")
-            columns[name.removeprefix(f"{kind}/{_MARK}")] = frame["value"]
+    order = _domain_order(run)
+    for metric in sorted(metrics, key=lambda m: order.get(m.tested_on, len(order))):
+        if metric.model == kind:
+            key = replace(metric, clients=False).key
+            frame = run.client_values("test", key, last=True).set_index("client")
+            columns[metric.tested_on] = frame["value"]
     table = pd.DataFrame(columns).sort_index()
     table.index = [f"client {c}" for c in table.index]
     return table

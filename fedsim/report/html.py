@@ -94,8 +94,9 @@ def page(comparison: Tables) -> str:
     if told := notes(comparison):
         parts.append("<ul>" + "".join(f"<li>{_text(t)}</li>" for t in told) + "</ul>")
     for name, frame in comparison.tables.items():
-        heads, rows = rows_of(name, frame)
-        parts.append(f"<h2>{_text(header(name))}</h2>")
+        unit = comparison.unit(name)
+        heads, rows = rows_of(frame, unit)
+        parts.append(f"<h2>{_text(header(name, unit))}</h2>")
         parts.append(_table(heads, rows, reference=comparison.reference))
     for heading, figure in comparison_figures(comparison).items():
         parts.append(f"<h2>{_text(heading)}</h2>{_picture(figure, heading)}")

@@ -1,4 +1,4 @@
-"""What is measured of a single run: the value that a choice names, its clients, costs to a target.
+"""Measures of a single run: the value that a choice names, its clients' values, costs to a target.
 
 A metric is named as in the tables of a comparison: as recorded, without ``test/``.
 """
@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from fedsim.errors import InputError
-from fedsim.evaluate.metric_names import lower_is_better
+from fedsim.evaluate.metric_names import Metric
 from fedsim.runs.results import Run
 
-OWN = ("clients/generic/", "clients/personal/")
-DEPLOYED = "clients/deployed/"
-"""Of the model that a client would use: its personal one, or the generic one if it has none."""
-SHOTS = ("many", "medium", "few")
 BEST = "best-on-validation"
 WORST = 10
 """The worst tenth of the clients, rounded up, is what "worst 10 %" is the mean of."""
@@ -46,23 +43,23 @@ def last_count(choice: str) -> int:
     )
 
 
-def split_of(name: str) -> tuple[str, str]:
-    """Return the split and the name under which a metric of the tables is recorded."""
-    split, _, rest = name.partition("/")
-    return (split, rest) if split in ("train", "validation", "features") else ("test", name)
+def recorded(run: Run, name: str) -> Metric:
+    """Return the metric that a run has recorded for one of the tables.
 
-
-def recorded(run: Run, name: str) -> str:
-    """Return the name under which a run has recorded a metric of the tables."""
-    if not name.startswith(DEPLOYED):
-        return name
-    generic, personal = (f"{model}{name.removeprefix(DEPLOYED)}" for model in OWN)
-    return personal if f"test/{personal}" in run.names() else generic
+    The model ``deployed`` is the one that a client would use: its personal one, or the generic one
+    if it has none.
+    """
+    metric = Metric.parse(name)
+    if not (metric.model == "deployed" and metric.clients and metric.split == "test"):
+        return metric
+    generic, personal = (replace(metric, model=model) for model in ("generic", "personal"))
+    return personal if f"test/{personal.key}" in run.names() else generic
 
 
 def curve(run: Run, name: str) -> pd.DataFrame:
     """Return round and value of each evaluation of a metric."""
-    return run.values(*split_of(recorded(run, name)))
+    metric = recorded(run, name)
+    return run.values(metric.split, metric.key)
 
 
 def chosen(run: Run, name: str, choice: str) -> pd.DataFrame:
@@ -74,15 +71,14 @@ def chosen(run: Run, name: str, choice: str) -> pd.DataFrame:
     frame, count = curve(run, name), last_count(choice)
     if count or frame.empty:
         return frame.iloc[-count:]
-    split, own = split_of(recorded(run, name))
-    whole, _, last = own.rpartition("_")  # of accuracy_few: accuracy
-    held = run.values("validation", whole if last in SHOTS else own)
-    if split != "test" or held.empty:
+    metric = recorded(run, name)
+    held = run.values("validation", metric.over_all_classes.key)
+    if metric.split != "test" or held.empty:
         raise InputError(
-            f"run {run.path} has not recorded {own} on validation samples as well; {BEST} needs "
-            "evaluation.on: both"
+            f"run {run.path} has not recorded {metric.key} on validation samples as well; "
+            f"{BEST} needs evaluation.on: both"
         )
-    scores = held["value"].to_numpy() * (-1 if lower_is_better(own) else 1)
+    scores = held["value"].to_numpy() * (1 if run.unit(name).higher_is_better else -1)
     scores = np.where(np.isnan(scores), -math.inf, scores)
     best = int(held["round"].iloc[int(scores.argmax())])  # the first of equals
     return frame[frame["round"] == best]
@@ -90,8 +86,8 @@ def chosen(run: Run, name: str, choice: str) -> pd.DataFrame:
 
 def client_values(run: Run, name: str, rounds: Sequence[int]) -> np.ndarray:
     """Return the value of each client in these rounds, where there are several its mean."""
-    own = recorded(run, name).removeprefix("clients/")
-    frame = run.client_values("test", own, rounds=rounds)
+    of_client = replace(recorded(run, name), clients=False)
+    frame = run.client_values("test", of_client.key, rounds=rounds)
     values = frame["value"].to_numpy()
     if len(rounds) == 1:
         return values
@@ -112,9 +108,10 @@ def worst_tenth(values: np.ndarray, lower: bool) -> float:
 def reached(run: Run, name: str, target: float) -> int | None:
     """Return the first round in which the metric was evaluated as good as `target`, or better."""
     frame = curve(run, name)
-    there = frame["value"] <= target if lower_is_better(name) else frame["value"] >= target
-    found = frame["round"][there]
-    return int(found.iloc[0]) if len(found) else None
+    values = frame["value"]
+    good = values >= target if run.unit(name).higher_is_better else values <= target
+    rounds = frame["round"][good]
+    return int(rounds.iloc[0]) if len(rounds) else None
 
 
 def cumulated(run: Run, names: Sequence[str], until: int) -> float:

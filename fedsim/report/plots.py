@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from fedsim.evaluate.metric_names import is_share
+from fedsim.evaluate.metric_names import SHOTS, Metric
 from fedsim.evaluate.palette import COLOURS
 from fedsim.report.domains import domains_figure, has_domains
 from fedsim.report.figures import name_items
 from fedsim.report.groups import Group
 from fedsim.report.measures import (
-    DEPLOYED,
-    SHOTS,
     VIRTUAL,
     chosen,
     client_values,
@@ -50,11 +48,11 @@ def comparison_figures(comparison: Tables) -> dict[str, Figure]:
     """Return the pictures by title; those for which nothing was recorded are left out."""
     groups, names = comparison.groups, list(comparison.tables)
     figures = {}
-    for name in [n for n in names if not n.endswith(SHOTS)]:
+    for name in [n for n in names if not Metric.parse(n).shots]:
         figures[f"{name} by round, bytes and seconds"] = curves_figure(groups, name)
     headline = groups[0].runs[0].headline
-    for model in (DEPLOYED, "clients/personal/", "clients/generic/"):
-        if (name := f"{model}{headline}") in names:
+    for model in ("deployed", "personal", "generic"):
+        if (name := f"clients/{model}/{headline}") in names:
             figures[f"{name} of each client"] = clients_figure(groups, name, comparison.choice)
             break
     shots = [f"generic/{headline}_{s}" for s in SHOTS]
@@ -79,7 +77,8 @@ def curves_figure(groups: Sequence[Group], name: str) -> Figure:
     virtual = all(has_virtual(run) for group in groups for run in group.runs)
     figure = Figure(figsize=(12, 3.9), layout="constrained", dpi=110)
     by_round, by_bytes, by_seconds = figure.subplots(1, 3, sharey=True)
-    scale, ends = (100, (0.0, 100.0)) if is_share(name) else (1, (-np.inf, np.inf))
+    unit = groups[0].runs[0].unit(name)
+    scale, ends = (100, (0.0, 100.0)) if unit.is_share else (1, (-np.inf, np.inf))
     drawn = []
     for i, group in enumerate(groups):
         found = group_curve(group, name, virtual)
@@ -95,9 +94,9 @@ def curves_figure(groups: Sequence[Group], name: str) -> Figure:
                 axes.fill_between(found[x], low, high, color=style(i)["color"], alpha=0.15, lw=0)
     shown = np.concatenate([[], *drawn])
     shown = shown[np.isfinite(shown)]
-    if is_share(name) and len(shown):
+    if unit.is_share and len(shown):
         by_round.set_ylim(max(0.0, shown.min() - 5), min(100.0, shown.max() + 3))
-    by_round.set_ylabel(header(name), fontsize=9)
+    by_round.set_ylabel(header(name, unit), fontsize=9)
     by_round.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     time = "virtual seconds, a round's clients all at once [s]"
     time = time if virtual else "time on the runs' own machines [s]"
@@ -141,7 +140,8 @@ def clients_figure(groups: Sequence[Group], name: str, choice: str = "last") -> 
     found = [(g, values) for g, values in found if len(values)]
     figure = Figure(figsize=(max(5, 1 + 0.75 * len(found)), 4.2), layout="constrained", dpi=110)
     axes = figure.subplots()
-    scale = 100 if is_share(name) else 1
+    unit = groups[0].runs[0].unit(name)
+    scale = 100 if unit.is_share else 1
     for i, (_, values) in enumerate(found):
         colour, shown = style(i)["color"], scale * values
         if np.ptp(shown) > 0:
@@ -152,7 +152,7 @@ def clients_figure(groups: Sequence[Group], name: str, choice: str = "last") -> 
         across = (np.arange(len(shown)) * 0.618034 % 1 - 0.5) * 0.4
         axes.plot(i + across, shown, ".", color=colour, markersize=3)
         axes.hlines(np.median(shown), i - 0.3, i + 0.3, color=colour, linewidth=2)
-    axes.set_ylabel(f"{header(name)} of a client", fontsize=9)
+    axes.set_ylabel(f"{header(name, unit)} of a client", fontsize=9)
     _dress(axes, "")
     name_items(axes, [g.label for g, _ in found])
     return figure

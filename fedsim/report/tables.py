@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from fedsim.evaluate.metric_names import Unit
 from fedsim.report.groups import Group
 
 
@@ -33,3 +34,7 @@ class Tables:
     left_out: list[str] = field(default_factory=list)
     target: float | None = None
     remarks: list[str] = field(default_factory=list)
+
+    def unit(self, name: str) -> Unit:
+        """Return the unit of a metric."""
+        return self.groups[0].runs[0].unit(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fedsim.evaluate.metric_names import is_share
+from fedsim.evaluate.metric_names import Unit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from fedsim.report.tables import Tables
 
 
-def number(value: float, name: str, signed: bool = False) -> str:
-    """Return a value of the metric `name` as it is shown: percent with two places, or 4 digits."""
+def number(value: float, unit: Unit, signed: bool = False) -> str:
+    """Return a value as it is shown: a share in percent with two places, all else in 4 digits."""
     if value is None or math.isnan(value):
         return "-"
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.2f}" if is_share(name) else f"{value:{sign}.4g}"
+    return f"{100 * value:{sign}.2f}" if unit.is_share else f"{value:{sign}.4g}"
 
 
-def header(name: str) -> str:
+def header(name: str, unit: Unit) -> str:
     """Return a metric's name with its unit."""
-    return f"{name} [%]" if is_share(name) else name
+    return f"{name} [%]" if unit.is_share else name
 
 
 def size(value: float) -> str:
@@ -37,7 +37,7 @@ def size(value: float) -> str:
     return f"{value:.3g} TB"
 
 
-def rows_of(name: str, frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+def rows_of(frame: pd.DataFrame, unit: Unit) -> tuple[list[str], list[list[str]]]:
     """Return heads and cells of a metric's table as text, for the runs that recorded it."""
     heads = ["run", "seeds", "mean", "95 % interval", "difference", "95 % interval", "p (Holm)"]
     fair, costs = "worst_10" in frame, "reached" in frame
@@ -48,14 +48,14 @@ def rows_of(name: str, frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]
         cells = [
             str(r["run"]),
             str(r["seeds"]),
-            number(r["mean"], name),
-            _span(r["low"], r["high"], name),
-            number(r["difference"], name, signed=True),
-            _span(r["difference_low"], r["difference_high"], name, signed=True),
+            number(r["mean"], unit),
+            _span(r["low"], r["high"], unit),
+            number(r["difference"], unit, signed=True),
+            _span(r["difference_low"], r["difference_high"], unit, signed=True),
             _p(r["p_holm"]),
         ]
         if fair:
-            cells += [number(r["worst_10"], name), number(r["spread"], name)]
+            cells += [number(r["worst_10"], unit), number(r["spread"], unit)]
         if costs:
             cells += [
                 f"{r['reached']}/{r['seeds']}",
@@ -72,12 +72,13 @@ def comparison_text(comparison: Tables) -> str:
     """Return all tables, what was left out and which seeds are missing."""
     lines: list[str] = []
     for name, frame in comparison.tables.items():
-        heads, rows = rows_of(name, frame)
+        unit = comparison.unit(name)
+        heads, rows = rows_of(frame, unit)
         target = ""
         if "reached" in frame:
-            target = f"; target {number(comparison.target or 0.0, name)}"
-        lines += [f"{header(name)} ({comparison.choice}; differences to {comparison.reference}"
-                  f"{target})"]  # fmt: skip
+            target = f"; target {number(comparison.target or 0.0, unit)}"
+        about = f"{comparison.choice}; differences to {comparison.reference}{target}"
+        lines += [f"{header(name, unit)} ({about})"]
         lines += [*aligned([heads, *rows]), ""]
     lines += notes(comparison)
     return "\n".join(lines).rstrip()
@@ -107,10 +108,10 @@ def aligned(table: list[list[Any]]) -> list[str]:
     return lines
 
 
-def _span(low: float, high: float, name: str, signed: bool = False) -> str:
+def _span(low: float, high: float, unit: Unit, signed: bool = False) -> str:
     if math.isnan(low):
         return "-"
-    return f"{number(low, name, signed)} .. {number(high, name, signed)}"
+    return f"{number(low, unit, signed)} .. {number(high, unit, signed)}"
 
 
 def _tenths(value: float) -> str:

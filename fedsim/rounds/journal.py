@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedsim.engine.jobs import Executor, RoundLog
+from fedsim.evaluate.metric_names import Metric, Split
+from fedsim.evaluate.scorer import Scorer
 from fedsim.rounds.progress import Progress
-from fedsim.rounds.rows import columns, placed, round_costs, train_rows
+from fedsim.rounds.rows import columns, round_costs, train_rows
 from fedsim.runs.recorder import Recorder
 
 Event = tuple[int | None, str, str]
@@ -32,12 +34,14 @@ class Journal:
     """Writes results and events to ``metrics.db`` and shows them."""
 
     def __init__(
-        self, folder: Path, headline: str, split: str, executor: Executor, progress: Progress
+        self, folder: Path, scorer: Scorer, split: Split, executor: Executor, progress: Progress
     ) -> None:
-        """Open the file; `headline` is the metric, and `split` the samples, of the scores."""
+        """Open the file; scores are of `scorer`, on the samples `split`."""
         self._recorder = Recorder(folder / "metrics.db")
-        self._recorder.set("headline", headline)
-        self._split = split
+        self._recorder.set("headline", scorer.headline)
+        if units := scorer.units_to_record():
+            self._recorder.set("units", units)
+        self._split: Split = split
         self._executor = executor
         self._progress = progress
         self._events: list[Event] = []
@@ -85,7 +89,8 @@ class Journal:
             return
         (done, events), self._pending = self._pending, None
         rows = {("train", name): value for name, value in done.metrics.items()}
-        rows |= {placed(self._split, name): value for name, value in done.scores.items()}
+        scores = {Metric.of(name, self._split): value for name, value in done.scores.items()}
+        rows |= {(metric.split, metric.key): value for metric, value in scores.items()}
         rows |= {("features", name): value for name, value in done.features.items()}
         costs = round_costs(done.log, done.seconds, done.trained_seconds)
         rows |= {("train", name): value for name, value in costs.items()}

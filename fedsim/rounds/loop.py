@@ -50,7 +50,7 @@ class RoundLoop:
         self._server = make_server(parts, initial, self._evaluated, self._scheduler)
         self._scoring = Scoring(parts, self._scheduler)
         split = experiment.evaluation.split
-        self._journal = Journal(folder.path, self._scoring.headline, split, executor, progress)
+        self._journal = Journal(folder.path, self._scoring.scorer, split, executor, progress)
         self._round = 0
         self._saved_at = 0.0
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fedsim.evaluate.metric_names import Metric
 from fedsim.runs.summary import Table, format_seconds, format_table
 
 if TYPE_CHECKING:
@@ -208,12 +209,8 @@ def make_progress(stream: TextIO | None = None) -> Progress:
 
 def format_metrics(metrics: Mapping[str, float], limit: int = 4) -> str:
     """Return the first `limit` metrics as ``name value``, shares and losses first."""
-    from fedsim.evaluate.metric_names import is_share
-
-    def rank(name: str) -> int:
-        return 0 if is_share(name) else 1 if name.endswith("loss") else 2
-
-    names = sorted(metrics, key=rank)[:limit]
+    ranks = {"share": 0, "loss": 1}
+    names = sorted(metrics, key=lambda name: ranks.get(Metric.of(name).unit().kind, 2))[:limit]
     return "  ".join(f"{name} {metrics[name]:.4g}" for name in names)
 
 

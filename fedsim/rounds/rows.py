@@ -1,9 +1,9 @@
-"""What a round has measured, as the rows that are recorded."""
+"""The rows of metrics.db: measurements of a round, of the run and of its clients."""
 
 from __future__ import annotations
 
 from fedsim.engine.jobs import Report, RoundLog
-from fedsim.evaluate.metric_names import VALIDATION
+from fedsim.evaluate.metric_names import Metric, Split
 from fedsim.runs.recorder import ClientRows
 
 
@@ -54,16 +54,12 @@ def train_rows(log: RoundLog) -> list[ClientRows]:
     return told + [("train", name, clients, values) for name, values in own.items()]
 
 
-def columns(split: str, reports: list[Report]) -> list[ClientRows]:
+def columns(split: Split, reports: list[Report]) -> list[ClientRows]:
     """Return the clients' metrics as ``(split, name, clients, values)``."""
-    found: list[ClientRows] = []
+    rows: list[ClientRows] = []
     for name in dict.fromkeys(name for r in reports for name in r.measured):
-        some = [r for r in reports if name in r.measured]
-        values = [r.measured[name] for r in some]
-        found.append((*placed(split, name), [r.client for r in some], values))
-    return found
-
-
-def placed(split: str, name: str) -> tuple[str, str]:
-    """Return split and name under which a value is recorded; names may carry ``validation/``."""
-    return ("validation", name.replace(VALIDATION, "", 1)) if VALIDATION in name else (split, name)
+        reporting = [r for r in reports if name in r.measured]
+        values = [r.measured[name] for r in reporting]
+        metric = Metric.of(name, split)
+        rows.append((metric.split, metric.key, [r.client for r in reporting], values))
+    return rows

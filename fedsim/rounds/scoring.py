@@ -12,7 +12,7 @@ from fedsim import rng
 from fedsim.config.experiment import Experiment
 from fedsim.engine.schedule import Scheduler
 from fedsim.evaluate.classification import shot_groups
-from fedsim.evaluate.metric_names import SHOTS, VALIDATION, named_scores, shifted
+from fedsim.evaluate.metric_names import SHOTS, named_scores, on_validation, shifted
 from fedsim.evaluate.scorer import Tally
 from fedsim.evaluate.scoring import scorer_of
 from fedsim.params import FlatModel, Params
@@ -31,16 +31,11 @@ class Scoring:
         self._scheduler = scheduler
         self._settings = parts.experiment.evaluation
         self._layout = parts.model.layout
-        self._scorer = scorer_of(parts.model.module)
+        self.scorer = scorer_of(parts.model.module)
         self._class_sizes = class_sizes(parts)
         self._shots = shots(parts, self._class_sizes)
         self._shifted = shifted_domains(parts)
         self._rows = scored_rows(parts)
-
-    @property
-    def headline(self) -> str:
-        """The metric that the models are scored by."""
-        return self._scorer.headline
 
     def is_due(self, round: int) -> bool:
         """Whether models are scored after this round."""
@@ -54,16 +49,14 @@ class Scoring:
         features: dict[str, float] = {}
         for name, params in self._whole(models).items():
             tally = self._scheduler.score(params, self._rows, round)
-            values = tally.metrics()
-            values |= shifted(values, self._shifted) | tally.by_shots(self._shots)
+            values = self._values(tally) | tally.by_shots(self._shots)
             if self._settings.on == "validation":
                 values |= self._balanced(tally)
             scores |= named_scores(name, values)
             if self._settings.on == "both":
                 held_out = self._scheduler.score(params, validation_rows(self._parts), round)
-                values = held_out.metrics()
-                values |= shifted(values, self._shifted) | self._balanced(held_out)
-                scores |= named_scores(f"{VALIDATION}{name}", values)
+                values = self._values(held_out) | self._balanced(held_out)
+                scores |= on_validation(named_scores(name, values))
             if tally.moments is not None:
                 features = self._features(name, params, tally, features)
         return scores, features
@@ -73,16 +66,20 @@ class Scoring:
         model = FlatModel(self._parts.model.module)  # drawn on the CPU
         for name, params in self._whole(models).items():
             model.load(params)
-            figure = self._scorer.picture(model.module, self._parts.dataset)
+            figure = self.scorer.picture(model.module, self._parts.dataset)
             if figure is not None:
                 yield name, figure
 
     def _whole(self, models: Mapping[str, Params]) -> dict[str, Params]:
         return {name: p for name, p in models.items() if p.layout == self._layout}
 
+    def _values(self, tally: Tally) -> dict[str, float]:
+        values = tally.metrics()
+        return values | shifted(values, self._shifted)
+
     def _balanced(self, tally: Tally) -> dict[str, float]:
         value = tally.balanced()
-        return {} if value is None else {f"{self._scorer.headline}_balanced": value}
+        return {} if value is None else {f"{self.scorer.headline}_balanced": value}
 
     def _features(
         self, name: str, params: Params, tally: Tally, features: dict[str, float]

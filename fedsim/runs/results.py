@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -23,6 +23,7 @@ from fedsim.config.experiment import Experiment
 from fedsim.config.reading import load_experiment
 from fedsim.data.partition import Manifest
 from fedsim.errors import InputError, RunFailed
+from fedsim.evaluate.metric_names import Metric, Unit
 from fedsim.runs import checkpoint, reader
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.summary import summary_table
@@ -112,8 +113,16 @@ class Run:
     @property
     def headline(self) -> str:
         """The metric that models are told apart by, accuracy unless their scorer has another."""
+        return str(self._recorded("headline", "accuracy"))
+
+    def unit(self, name: str) -> Unit:
+        """Return the unit of a metric, with or without its split: as its scorer declared it."""
+        units = self._recorded("units", {})
+        return Metric.parse(name).unit({key: Unit(*unit) for key, unit in units.items()})
+
+    def _recorded(self, key: str, default: Any) -> Any:
         with self._database() as db:
-            return str(reader.entry(db, "headline", "accuracy"))
+            return reader.entry(db, key, default)
 
     def check(self) -> int:
         """Check settings and metrics for damage; return the number of rounds recorded.

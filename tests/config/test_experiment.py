@@ -51,6 +51,7 @@ def test_reads_values_options_and_defaults(good: Path) -> None:
         "on": "test",
         "features": False,
         "across_domains": False,
+        "metrics": [],
     }
     assert (e.engine.name, e.engine.workers, e.engine.max_restarts) == ("ray", None, 20)
     assert (e.screening.policy, e.screening.max_norm, e.screening.min_survivors) == ("drop", 1e6, 1)

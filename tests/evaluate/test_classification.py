@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,17 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Card, Split
 from fedsim.data.views import View
-from fedsim.evaluate.classification import Counts, counts, shot_groups
+from fedsim.errors import InputError
+from fedsim.evaluate.classification import (
+    CLASSIFICATION,
+    Counts,
+    balanced_accuracy,
+    counts,
+    head_scores,
+    macro_f1,
+    shot_groups,
+)
+from fedsim.evaluate.detection import DETECTION
 from fedsim.evaluate.scoring import score
 
 CARD = Card("t", "s", "l", ("a", "b"), (1, 1, 2), (0.0,), (1.0,), "d")
@@ -91,6 +102,52 @@ def test_shots_by_count() -> None:
     assert [g.tolist() for g in groups] == [[0], [1, 2], [3, 4]]
 
 
+def test_macro_f1_and_balanced_accuracy_by_hand() -> None:
+    """Of class 0 3 of 4 are right, of class 1 1 of 2; one of each is predicted to be of class 2.
+
+    F1 is 2 * 3 / (4 + 3) and 2 * 1 / (2 + 1); of class 2, which only predictions have, it is 0.
+    Class 3 neither samples nor predictions have.
+    """
+    confusion = np.array([[3, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    assert macro_f1(confusion) == pytest.approx((6 / 7 + 2 / 3 + 0) / 3)
+    assert balanced_accuracy(confusion) == pytest.approx((3 / 4 + 1 / 2) / 2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 512])
+def test_the_confusion_matrix_is_kept_where_a_metric_asks_for_it(batch_size: int) -> None:
+    """Of class 0 the one sample is right, of class 1 one of two is taken for class 0."""
+    usual = counts(Pixels(), THREE, 2, batch_size)
+    assert usual.confusion is None
+    scorer = CLASSIFICATION.choosing(["balanced-accuracy", "macro-f1"])
+    tally = scorer.tally(Pixels(), THREE, 2, batch_size)
+    assert isinstance(tally, Counts)
+    assert tally.confusion is not None
+    assert tally.confusion.tolist() == [[1, 0], [1, 1]]  # true class by predicted class
+    metrics = (tally + scorer.tally(Pixels(), THREE, 2)).metrics()  # twice the same
+    assert list(metrics) == ["accuracy", "loss", "balanced-accuracy", "macro-f1"]
+    assert metrics["balanced-accuracy"] == pytest.approx((1 + 1 / 2) / 2)
+    assert metrics["macro-f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert CLASSIFICATION.chosen == ()
+
+
+def test_further_metrics_of_heads_on_one_body() -> None:
+    module: Any = nn.Module()
+    module.body = nn.Flatten()
+    module.scorer = CLASSIFICATION.choosing(["balanced-accuracy"])
+    eye, zeros = torch.eye(2), torch.zeros(2)
+    scores = head_scores(module, {"a": (eye, zeros), "b": (-eye, zeros)}, THREE)
+    assert scores["a/balanced-accuracy"] == pytest.approx(0.75)
+    assert scores["b/balanced-accuracy"] == pytest.approx(0.25)  # right where a is wrong
+
+
+def test_an_unknown_further_metric_is_refused() -> None:
+    with pytest.raises(InputError, match=r"macro-f1, balanced-accuracy, got 'macro_f1'\. Did you "
+                                         r"mean 'macro-f1'"):  # fmt: skip
+        CLASSIFICATION.choosing(["macro_f1"])
+    with pytest.raises(InputError, match=r"metrics of Detection, which are none, got 'macro-f1'\."):
+        DETECTION.choosing(["macro-f1"])
+
+
 def test_accuracy_by_shots_is_over_samples() -> None:
     found = Counts(np.array([9, 1, 0, 2]), np.array([10, 2, 0, 4]))
     groups = [np.array([0, 1]), np.array([2]), np.array([3])]
@@ -101,7 +158,6 @@ def test_accuracy_by_shots_is_over_samples() -> None:
 
 
 def test_heads_on_one_body_are_whole_models() -> None:
-    from fedsim.evaluate.classification import head_scores
     from fedsim.models.mlp import mlp
 
     torch.manual_seed(0)
@@ -158,3 +214,16 @@ def test_options_are_chosen_on_validation_samples(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no client has validation samples; set partition\.valid"):
         fedsim.run(tiny(partition={"validation": 0.0}, evaluation={"on": "validation"}, name="c"),
                    out=tmp_path)  # fmt: skip
+
+
+def test_moments_of_the_heads_inputs_are_of_all_batches() -> None:
+    """The two pixels are the features: of class 0 (1, 0); of class 1 (0, 1) and (1, 0)."""
+    module = nn.Sequential()
+    module.add_module("body", nn.Flatten())
+    module.add_module("head", nn.Linear(2, 2))
+    for batch_size in (1, 2, 3):
+        moments = counts(module, THREE, 2, batch_size, features=True).moments
+        assert moments is not None
+        assert moments.count.tolist() == [1, 2]
+        assert moments.first.tolist() == [[1, 0], [1, 1]]
+    assert not module.get_submodule("head")._forward_pre_hooks

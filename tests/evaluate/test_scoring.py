@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import fedsim
 from fedsim.data.datasets.digits import digits
 from fedsim.data.partition import Manifest
+from fedsim.data.views import View
+from fedsim.errors import InputError
 from fedsim.sweeps.sweep import table, table_text
-from tests.support.runs import assert_same, tiny
+from tests.support.runs import assert_same, model_bits, tiny
 
 MODEL = '''
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from fedsim.evaluate import Scorer
+from fedsim.evaluate import Scorer, Unit
 from fedsim.models.mlp import mlp
 
 
@@ -46,6 +49,7 @@ class Labels:
 
 class ByLabels(Scorer):
     headline = "share"
+    units = {"share": Unit("share"), "order": Unit("plain", higher_is_better=False)}
 
     def tally(self, module, view, num_classes, batch_size=512, *, features=False):
         assert not features
@@ -98,6 +102,8 @@ def test_comparisons_and_sweeps_show_the_headline_metric(model: str, tmp_path: P
     assert "generic" in table_text(frame)
     comparison = fedsim.compare(runs)
     assert list(comparison.tables) == ["generic/share", "clients/generic/share"]
+    assert "clients/generic/share [%] (last" in str(comparison)
+    assert runs[0].unit("clients/generic/order").higher_is_better is False
     assert "clients/generic/share of each client" in comparison.figures()
 
 
@@ -124,6 +130,49 @@ def test_the_final_model_is_drawn_in_the_run_folder_and_replaced_with_it(
     other = fedsim.run(tiny(rounds=1), out=tmp_path, force=True)
     assert other.path == again.path
     assert not picture.parent.exists()
+
+
+def test_further_metrics_are_recorded_and_compared(tmp_path: Path) -> None:
+    """Of the server's model and of each client's own test data; the model is the same as without.
+
+    Both metrics are worked out sample by sample from the final model's predictions.
+    """
+    further = ["macro-f1", "balanced-accuracy"]
+    run = fedsim.run(tiny(rounds=2, evaluation={"metrics": further}), out=tmp_path / "with")
+    plain = fedsim.run(tiny(rounds=2), out=tmp_path / "without")
+    assert model_bits(run) == model_bits(plain)
+    assert {n.rpartition("/")[2] for n in set(run.names()) - set(plain.names())} == set(further)
+    manifest, data, model = Manifest.load(run.path / "partition.npz"), digits(), run.model()
+
+    def by_hand(view: View) -> tuple[float, float]:
+        with torch.no_grad():
+            predicted = torch.cat([model(x).argmax(1) for x, _ in view.batches(512)]).tolist()
+        pairs = list(zip(view.labels().tolist(), predicted, strict=True))
+        f1, recalls = [], []
+        for c in range(10):
+            right = sum(y == p == c for y, p in pairs)
+            true, taken = sum(y == c for y, _ in pairs), sum(p == c for _, p in pairs)
+            f1 += [2 * right / (true + taken)] if true + taken else []
+            recalls += [right / true] if true else []
+        return sum(f1) / len(f1), sum(recalls) / len(recalls)
+
+    whole = by_hand(View(data.test, np.arange(len(data.test)), data.card))
+    assert [run.final[f"test/generic/{m}"] for m in further] == pytest.approx(whole)
+    for client in range(8):
+        own = View(data.train, manifest.client(client).test, data.card)
+        for metric, value in zip(further, by_hand(own), strict=True):
+            values = run.client_values("test", f"generic/{metric}", last=True)
+            assert values.set_index("client")["value"][client] == pytest.approx(value)
+    text = str(fedsim.compare([run]))
+    for name in ("generic/macro-f1", "clients/generic/balanced-accuracy"):
+        assert f"\n{name} [%] (last" in text
+        assert run.unit(name).higher_is_better
+
+
+def test_unknown_metrics_are_refused_before_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Did you mean 'macro-f1'"):
+        fedsim.run(tiny(evaluation={"metrics": ["macro-f2"]}), out=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 PUBLIC = '''
