@@ -28,7 +28,7 @@ from torch import Tensor
 
 from clients._modality_task import OwnTask, State, TaskConfig, own_scores
 from fedsim import rng as streams
-from fedsim.client import Client, ClientContext, Tree, Update
+from fedsim.client import Client, ClientContext, Heterogeneous, Tree, Update
 from fedsim.config.ranges import Count, NonNegative, Positive
 from fedsim.data.views import ClientData
 from fedsim.errors import check
@@ -36,7 +36,7 @@ from fedsim.evaluate.retrieval import embedded, tokens_of
 from fedsim.maths.contrastive import inter_contrast, intra_contrast
 
 
-class CreamFL(Client):
+class CreamFL(Heterogeneous, Client):
     """Sends its representations (N, d) of the public pairs, and of a modality it lacks none (0, d).
 
     It keeps its model and its optimiser's moments for ever. ``personal/...`` are its scores in its
@@ -44,7 +44,6 @@ class CreamFL(Client):
     """
 
     stateful = True
-    alike = False
     needs = frozenset({"global_img", "global_txt"})
     sends = frozenset({"local_img", "local_txt"})
 

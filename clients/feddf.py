@@ -8,18 +8,17 @@ from dataclasses import dataclass
 import torch
 
 from clients._modality_task import OwnTask, State, TaskConfig, own_scores
-from fedsim.client import Client, ClientContext, Tree, Update
+from fedsim.client import Client, ClientContext, Heterogeneous, Tree, Update
 from fedsim.data.views import ClientData
 
 
-class FedDF(Client):
+class FedDF(Heterogeneous, Client):
     """Sends its encoder, keeps its classifier and its optimiser's moments.
 
     ``personal/...`` are its scores with the server's encoder of its part and its own classifier.
     """
 
     stateful = True
-    alike = False
     needs = frozenset({"encoder"})
     sends = frozenset({"encoder"})
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fedsim.config.ranges import NonNegative
 from fedsim.training.local_sgd import Fit, LocalSGD
+from fedsim.training.sgd import add_proximal_term
 
 
 class FedProx(LocalSGD):
@@ -19,10 +19,4 @@ class FedProx(LocalSGD):
         mu: NonNegative = 0.01  # weight of the proximal term mu/2 |w - w_t|^2
 
     def gradient(self, fit: Fit, grads: list[Tensor]) -> list[Tensor]:
-        if self.config.mu == 0:
-            return grads
-        if "anchor" not in fit.scratch:
-            model, device = fit.payload["model"], fit.ctx.device
-            fit.scratch["anchor"] = [model[name].to(device) for name in fit.names]
-        away = torch._foreach_sub(fit.parameters, fit.scratch["anchor"])
-        return list(torch._foreach_add(grads, away, alpha=self.config.mu))
+        return add_proximal_term(fit, grads, self.config.mu, fit.payload["model"])

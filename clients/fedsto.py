@@ -17,7 +17,7 @@ the server's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedsim.client import ClientContext, Tree, Update
+from fedsim.client import Audited, AuditedUpdate, ClientContext, Tree, Update
 from fedsim.config.ranges import Fraction, NonNegative, Positive
 from fedsim.data.views import ClientData, View
 from fedsim.errors import check
@@ -36,9 +36,10 @@ from fedsim.models.detector import Detections
 from fedsim.params import FlatModel, Params
 from fedsim.params.filters import in_backbone
 from fedsim.training.local_sgd import Fit, LocalSGD
+from fedsim.training.sgd import add_proximal_term
 
 
-class FedSTO(LocalSGD):
+class FedSTO(Audited, LocalSGD):
     """Semi-supervised local training of a detector."""
 
     needs = frozenset({"model", "fixed", "lam", "sides", "penalised"})
@@ -65,22 +66,6 @@ class FedSTO(LocalSGD):
     def frozen(self, payload: Tree) -> set[str]:
         """Return the names of the tensors that stay as they are."""
         return set(payload["fixed"])
-
-    def fit(
-        self,
-        payload: Tree,
-        state: Any,
-        view: View,
-        rng: torch.Generator,
-        ctx: ClientContext,
-        *,
-        epochs: int | None = None,
-        trainable: Callable[[str], bool] | None = None,
-    ) -> tuple[Fit, dict[str, float]]:
-        frozen = self.frozen(payload)
-        return super().fit(
-            payload, state, view, rng, ctx, epochs=epochs, trainable=lambda n: n not in frozen
-        )
 
     def prepare(self, fit: Fit) -> None:
         module = fit.ctx.model.module.train()
@@ -132,12 +117,7 @@ class FedSTO(LocalSGD):
         return loss
 
     def gradient(self, fit: Fit, grads: list[Tensor]) -> list[Tensor]:
-        if self.config.mu == 0:
-            return grads
-        if "anchor" not in fit.scratch:
-            fit.scratch["anchor"] = [p.detach().clone() for p in fit.parameters]
-        away = torch._foreach_sub(fit.parameters, fit.scratch["anchor"])
-        return list(torch._foreach_add(grads, away, alpha=self.config.mu))
+        return add_proximal_term(fit, grads, self.config.mu)
 
     def after_step(self, fit: Fit) -> None:
         fit.scratch["teacher"].flat.lerp_(fit.ctx.model.flat, 1 - self.config.alpha)
@@ -155,10 +135,12 @@ class FedSTO(LocalSGD):
         self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext
     ) -> tuple[Any, Update]:
         self.start(payload, state, ctx)
-        fit, metrics = self.fit(payload, state, data.train, rng, ctx)
-        update = Update(self.update(fit), float(len(data.train)), metrics)
-        update.claims = fit.scratch["claims"]
-        return self.keep(fit), update
+        frozen = self.frozen(payload)
+        fit, metrics = self.fit(
+            payload, state, data.train, rng, ctx, trainable=lambda name: name not in frozen
+        )
+        weight, claims = float(len(data.train)), fit.scratch["claims"]
+        return self.keep(fit), AuditedUpdate(self.update(fit), weight, metrics, claims=claims)
 
     def audit(self, claims: Any, view: View, ctx: ClientContext) -> Mapping[str, float]:
         """Return precision and recall of the reliable boxes at an IoU of 0.5, class included.

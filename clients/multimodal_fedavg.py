@@ -9,19 +9,18 @@ from dataclasses import dataclass
 import torch
 
 from clients._modality_task import OwnTask, State, TaskConfig, own_scores, part_name
-from fedsim.client import Client, ClientContext, Tree, Update
+from fedsim.client import Client, ClientContext, Heterogeneous, Tree, Update
 from fedsim.data.views import ClientData
 from fedsim.params import Params
 
 
-class MultimodalFedAvg(Client):
+class MultimodalFedAvg(Heterogeneous, Client):
     """Sends its towers by modality, nothing of a modality that it lacks.
 
     ``personal/...`` are its scores with the server's towers and what it keeps.
     """
 
     stateful = True
-    alike = False
     needs = frozenset({"image", "text"})
     sends = frozenset({"image", "text"})
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from clients.fedsto import FedSTO
 from fedsim.client import ClientContext, Tree
 from fedsim.training.local_sgd import Fit
+from fedsim.training.sgd import add_proximal_term
 
 
 class SSFLFedDyn(FedSTO):
@@ -25,10 +26,8 @@ class SSFLFedDyn(FedSTO):
             h[: len(fit.state["h"])] = fit.state["h"].to(h.device)
             views = fit.ctx.model.layout.views(h)
             fit.scratch["h"] = [views[name] for name in fit.names]
-            fit.scratch["start"] = [p.detach().clone() for p in fit.parameters]
-        away = torch._foreach_sub(fit.parameters, fit.scratch["start"])
-        pulled = torch._foreach_add(grads, away, alpha=fit.payload["a"])
-        return super().gradient(fit, list(torch._foreach_sub(pulled, fit.scratch["h"])))
+        grads = add_proximal_term(fit, grads, fit.payload["a"])
+        return super().gradient(fit, list(torch._foreach_sub(grads, fit.scratch["h"])))
 
     def keep(self, fit: Fit) -> Tree:
         size = len(fit.state["h"])

@@ -35,15 +35,13 @@ class Update:
 
     `tensors` is a tree, ``{"model": Params}`` for methods that send the whole model; `weight`
     is the client's weight in a weighted mean, usually its number of training samples (> 0).
-    `client` is who sent it, which the server fills in; None where it stands for several. `claims`
-    are for `Client.audit` and not sent.
+    `client` is the sender, filled in by the server; None for the mean of several.
     """
 
     tensors: Tree
     weight: float
     metrics: Metrics = field(default_factory=dict)
     client: int | None = None
-    claims: Any = None
 
 
 @dataclass
@@ -59,13 +57,13 @@ class GroupUpdate:
     states: list[Any]
 
     def split(self) -> list[Update]:
-        """Return one update a client."""
+        """Return the update of each client."""
         pieces = {key: rows.split() for key, rows in self.tensors.items()}
         rows = enumerate(zip(self.weights, self.metrics, strict=True))
         return [Update({key: p[i] for key, p in pieces.items()}, w, m) for i, (w, m) in rows]
 
     def take(self, order: list[int]) -> GroupUpdate:
-        """Return the same of the clients in another order."""
+        """Return the clients in another order."""
         if order == list(range(len(order))):
             return self
         return GroupUpdate(
@@ -83,7 +81,7 @@ class GroupUpdate:
 
 @dataclass(slots=True)
 class ClientContext:
-    """What a client method may know of its surroundings.
+    """Read-only context passed to a client method.
 
     `model` is the worker's resident model: load a payload into it before use; nothing left in
     it survives the call. `initial` are the experiment's initial weights, the same everywhere.
@@ -122,8 +120,6 @@ class Client:
         sends: the keys of `Update.tensors`.
         stateful: whether `init_state` gives every client a state that the platform keeps.
         personal: whether `personal_model` gives each client a model of its own.
-        alike: whether all clients send tensors of the same names and shapes; one that does not is
-            left out then.
     """
 
     @dataclass(frozen=True)
@@ -134,7 +130,6 @@ class Client:
     sends: ClassVar[frozenset[str]] = frozenset({"model"})
     stateful: ClassVar[bool] = False
     personal: ClassVar[bool] = False
-    alike: ClassVar[bool] = True
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
@@ -164,15 +159,6 @@ class Client:
         """
         raise NotImplementedError(f"{type(self).__name__} trains no groups")
 
-    def audit(self, claims: Any, view: View, ctx: ClientContext) -> Mapping[str, float]:
-        """Return how right `Update.claims` are, for the record alone.
-
-        The platform calls this after `train` where there are claims. `view` are the client's
-        training samples with all their labels, also those that the client itself may not read. The
-        metrics are recorded with the client's others; neither they nor the claims reach the server.
-        """
-        raise NotImplementedError(f"{type(self).__name__} makes claims that it does not audit")
-
     def personal_model(self, payload: Tree, state: Any, ctx: ClientContext) -> Params:
         """Return the client's personal model: its state joined with the generic `payload`."""
         raise NotImplementedError(f"{type(self).__name__} has no personal model")
@@ -200,3 +186,30 @@ class Client:
             ctx.model.load(params)
             metrics |= named_scores(kind, score(ctx.model.module, data.test))
         return metrics
+
+
+@dataclass
+class AuditedUpdate(Update):
+    """An update with `claims` for `Audited.audit`; they stay on the worker."""
+
+    claims: Any = None
+
+
+class Audited:
+    """Mixin of client methods with claims about their data that can be checked for the record."""
+
+    def audit(self, claims: Any, view: View, ctx: ClientContext) -> Mapping[str, float]:
+        """Return metrics of how right `AuditedUpdate.claims` are.
+
+        The platform calls this after `train`. `view` holds the client's training samples with all
+        their labels, also those that the client itself may not read. The metrics are recorded with
+        the client's others; neither they nor the claims reach the server.
+        """
+        raise NotImplementedError(f"{type(self).__name__} makes claims that it does not audit")
+
+
+class Heterogeneous:
+    """Mixin of client methods whose clients send tensors of different names or shapes.
+
+    Without it an update that differs from the others is left out of the round.
+    """

@@ -18,6 +18,8 @@ from strategies.fedavg import FedAvg, State
 class FedBN(FedAvg):
     """Weighted mean of everything but BatchNorm's scales, shifts and statistics."""
 
+    client = "personal-sgd"
+
     def local(self, ctx: ServerContext) -> Callable[[str], bool]:
         """Return the test for the tensors that stay with the clients."""
         return batch_norm(ctx.model.module)

@@ -16,5 +16,7 @@ from strategies.fedavg import FedAvg, State
 class FedPer(FedAvg):
     """Weighted mean of the clients' bodies; heads stay with the clients."""
 
+    client = "personal-sgd"
+
     def init(self, params: Params, ctx: ServerContext) -> State:
         return State(params.only(in_body))

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.client import ClientContext, Metrics, Tree, Update
+from fedsim.client import Metrics, Tree, Update
 from fedsim.config.ranges import (
     CheckedConfig,
     Count,
@@ -37,7 +37,7 @@ from fedsim.maths.orthogonality import Orthogonality, Sides
 from fedsim.params import Params
 from fedsim.params.filters import in_backbone
 from fedsim.strategy import ServerContext, Strategy, mean_update
-from fedsim.training.local_sgd import Fit, LocalSGD
+from fedsim.training.sgd import SGD, Training
 
 Ortho = Literal["none", "srip_min", "srip_two_sided"]
 SIDES: dict[Ortho, Sides] = {"none": "shorter", "srip_min": "shorter", "srip_two_sided": "both"}
@@ -72,9 +72,9 @@ class FedSTO(Strategy):
         weight_decay: NonNegative = 5e-4
         clip_norm: Positive | None = None  # bound on the gradient's norm
 
-        def training(self) -> LocalSGD.Config:
+        def training(self) -> SGD.Config:
             """Return the options of the server's training."""
-            return LocalSGD.Config(
+            return SGD.Config(
                 epochs=self.epochs,
                 steps=self.steps,
                 batch_size=self.batch_size,
@@ -134,8 +134,8 @@ class FedSTO(Strategy):
             joined = self.join(state, updates)
             metrics["update_norm"] = (joined.model - state.model).norm()
             state = joined
-        model, found = self.train(state.model, round)
-        return replace(state, model=model, round=round), metrics | found
+        model, training = self.train(state.model, round)
+        return replace(state, model=model, round=round), metrics | training
 
     def join(self, state: State, updates: Sequence[Update]) -> State:
         """Return the state with the clients' mean, of all tensors or of some, in the model."""
@@ -147,46 +147,40 @@ class FedSTO(Strategy):
         assert ctx is not None
         assert ctx.server is not None
         ctx.model.load(model)
-        mine = ClientContext(
-            client_id=-1,
-            round=round,
-            seed=ctx.seed,
-            num_clients=ctx.num_clients,
-            num_classes=ctx.num_classes,
-            model=ctx.model,
-            initial=model,
-            device=ctx.model.flat.device,
+        lam, sides = self._lam(round), SIDES[self.config.ortho]
+        everywhere = self.config.penalised == "all"
+        trainer = _Supervised(self.config.training(), lam, sides, everywhere)
+        training = Training(
+            model=ctx.model, view=ctx.server, round=round, num_classes=ctx.num_classes
         )
-        config = self.config
-        payload = {"lam": self._lam(round), "sides": SIDES[config.ortho], "all": config.penalised}
-        method = _ServerTraining(config.training())
-        generator = ctx.generator("fedsto/server", round)
-        fit, metrics = method.fit(payload, None, ctx.server, generator, mine)
-        found = {"server_loss": metrics["train_loss"]}
-        if payload["lam"]:
-            found["ortho"] = method.excess(fit)
-        return ctx.model.params(), found
+        loss = trainer.run(training, ctx.generator("fedsto/server", round))["train_loss"]
+        metrics = {"server_loss": loss}
+        if lam:
+            metrics["ortho"] = trainer.excess(training)
+        return ctx.model.params(), metrics
 
 
-class _ServerTraining(LocalSGD):
-    """SGD on the labelled images, with the penalty where the payload weighs it."""
+class _Supervised(SGD[Training]):
+    """SGD on the labelled images, with lam R where lam is not 0."""
 
-    def prepare(self, fit: Fit) -> None:
-        super().prepare(fit)
-        everywhere = fit.payload["all"] == "all"
-        fit.scratch["ortho"] = Orthogonality(fit.payload["sides"])
-        fit.scratch["V"] = {
-            n: p for n, p in fit.named().items() if everywhere or not in_backbone(n)
-        }
+    def __init__(self, config: SGD.Config, lam: float, sides: Sides, everywhere: bool) -> None:
+        super().__init__(config)
+        self._lam, self._everywhere = lam, everywhere
+        self._ortho = Orthogonality(sides)
 
-    def loss(self, fit: Fit, x: Tensor, y: Any) -> Tensor | None:
+    def _filters(self, fit: Training) -> dict[str, Tensor]:
+        """Return V, the weights that R is of."""
+        named = fit.named().items()
+        return {n: p for n, p in named if self._everywhere or not in_backbone(n)}
+
+    def loss(self, fit: Training, x: Tensor, y: Any) -> Tensor | None:
         loss = super().loss(fit, x, y)
-        if loss is None or not fit.payload["lam"]:
+        if loss is None or not self._lam:
             return loss
-        return loss + fit.payload["lam"] * fit.scratch["ortho"](fit.scratch["V"])
+        return loss + self._lam * self._ortho(self._filters(fit))
 
     @torch.no_grad()
-    def excess(self, fit: Fit) -> float:
-        """Return R less what it is at least."""
-        ortho, v = fit.scratch["ortho"], fit.scratch["V"]
-        return float(ortho(v)) - ortho.floor(v)
+    def excess(self, fit: Training) -> float:
+        """Return R less its minimum."""
+        v = self._filters(fit)
+        return float(self._ortho(v)) - self._ortho.floor(v)

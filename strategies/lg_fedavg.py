@@ -22,6 +22,8 @@ from strategies.fedavg import FedAvg, State
 class LGFedAvg(FedAvg):
     """Weighted mean of the clients' upper layers; the layers below stay with the clients."""
 
+    client = "personal-sgd"
+
     @dataclass(frozen=True)
     class Config:
         shared: tuple[str, ...] = ("head",)  # layers that travel, e.g. head or body.3, by name

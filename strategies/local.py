@@ -10,5 +10,7 @@ from strategies.fedavg import FedAvg, State
 class Local(FedAvg):
     """No federation: each client keeps its whole model."""
 
+    client = "personal-sgd"
+
     def init(self, params: Params, ctx: ServerContext) -> State:
         return State(params.only(lambda name: False))

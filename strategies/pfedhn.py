@@ -46,6 +46,8 @@ class State:
 class PFedHN(Strategy):
     """A perceptron from a client's vector to its weights; it moves to where clients went."""
 
+    client = "personal-sgd"
+
     @dataclass(frozen=True)
     class Config(CheckedConfig):
         head: Literal["generated", "local"] = "generated"  # local: pFedHN-PC

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim.components.lookup import DEFAULT_CLIENT, SECTIONS, resolve, table_of
+from fedsim.components.lookup import SECTIONS, default_client, resolve
 from fedsim.components.option_types import component_kind, is_callable, replace_sections
 from fedsim.components.options import config_class, options, validate
 from fedsim.components.registered import entries
@@ -37,7 +37,7 @@ def complete(experiment: Experiment, base: Path | None = None, label: str = "") 
     problems: list[str] = []
     for kind, key in SECTIONS.items():
         section: Section = getattr(sampled, key)
-        name = section.name or default_client(experiment.strategy.name)
+        name = section.name or default_client(experiment.strategy.name, base)
         try:
             filled = _written_out(kind, name, section.options, base, key)
         except InputError as error:
@@ -140,11 +140,6 @@ def instantiate(obj: Any, configured: Any, key: str) -> Any:
         raise InputError(
             f"{key} {obj.__name__!r} refuses its options {{{listed}}}: {error}"
         ) from error
-
-
-def default_client(strategy: str) -> str:
-    """Return the client method that a strategy comes with: the one of its name, or local SGD."""
-    return strategy if strategy in table_of("clients") else DEFAULT_CLIENT
 
 
 def _written_out(

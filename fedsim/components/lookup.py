@@ -4,6 +4,11 @@ A built-in component is a module of its kind's package: ``fashion-mnist`` is the
 ``fashion_mnist`` of ``fedsim/data/datasets/fashion_mnist.py``; ``fedavg`` is the one strategy
 class of ``strategies/fedavg.py``. Another distribution adds components by entry points of the
 group ``fedsim.<kind>``, a program by `register`. Names are never shadowed: a clash is an error.
+
+A strategy comes with the client method of its own name. Where there is none, its class attribute
+`client` names one: FedPer's is ``personal-sgd``. The strategy's name then is an alias of that
+client method, ``client: {name: fedper}``, in experiment files, in stored ``config.yaml`` and where
+an experiment leaves the client out. Aliases are not listed.
 """
 
 from __future__ import annotations
@@ -45,8 +50,12 @@ _ARGUMENTS = {
     "partitions": ("samples", "clients", "rng"),
     "models": ("input_shape", "num_classes"),
 }
-DEFAULT_CLIENT = "local-sgd"
-_LOCAL_SGD = Path(__file__).parents[1] / "training" / "local_sgd.py"
+_TRAINING = Path(__file__).parents[1] / "training"
+_GENERAL_CLIENTS = {
+    "local-sgd": _TRAINING / "local_sgd.py",
+    "personal-sgd": _TRAINING / "personal_sgd.py",
+}
+"""Client methods that belong to no single paper."""
 _Component = TypeVar("_Component")
 
 
@@ -112,6 +121,8 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
         obj = component_of_program(name) or load_reference(name, base, key)
     else:
         table = table_of(kind)
+        if kind == "clients" and name not in table and name in table_of("strategies"):
+            name = client_named_by(name)
         if name not in table:
             raise InputError(
                 f"{key} must be one of {', '.join(sorted(table)) or '(none)'}, "
@@ -132,6 +143,31 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
     return obj
 
 
+def client_named_by(strategy: str, base: Path | None = None) -> str:
+    """Return the client method that a strategy's class attribute `client` names.
+
+    Raises:
+        InputError: the strategy cannot be found or loaded.
+    """
+    name: str = getattr(resolve("strategies", strategy, base), "client", "local-sgd")
+    return name
+
+
+def default_client(strategy: str, base: Path | None = None) -> str:
+    """Return the name of the client method that an experiment with this strategy has by default.
+
+    That is ``local-sgd`` also where the strategy cannot be loaded, which its own section reports.
+    """
+    if strategy in table_of("clients"):
+        return strategy
+    try:
+        named = client_named_by(strategy, base)
+    except InputError:
+        return "local-sgd"
+    alias = named != "local-sgd" and isinstance(table_of("strategies").get(strategy), Path)
+    return strategy if alias else named
+
+
 def table_of(kind: str) -> dict[str, Path | EntryPoint | Registered]:
     """Return name -> source file (built in), entry point or entry of the running program.
 
@@ -147,7 +183,7 @@ def table_of(kind: str) -> dict[str, Path | EntryPoint | Registered]:
         if not path.stem.startswith("_")
     }
     if kind == "clients":
-        table[DEFAULT_CLIENT] = _LOCAL_SGD
+        table |= _GENERAL_CLIENTS
     points = _installed(entry_points, tuple(sys.path))[kind]
     for point in sorted(points, key=lambda p: (p.name, p.value)):
         other = table.setdefault(point.name, point)
@@ -175,7 +211,7 @@ def _origin(kind: str, source: Path | EntryPoint | Registered) -> str:
 
 
 def _module_name(kind: str, source: Path) -> str:
-    package = "fedsim.training" if source == _LOCAL_SGD else _PACKAGES[kind]
+    package = "fedsim.training" if source.parent == _TRAINING else _PACKAGES[kind]
     return f"{package}.{source.stem}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedsim import rng
-from fedsim.client import Task, Update
+from fedsim.client import Audited, AuditedUpdate, Task, Update
 from fedsim.components.build import group_size
 from fedsim.data.views import ClientData
 from fedsim.engine.isolation import ClientTimeout, guarded, time_limit
@@ -86,7 +86,7 @@ class MethodRunner:
         self._worker.seed_globals(block, job.client)
         state, update = self._client.train(task.payload, task.state, task.data, task.rng, task.ctx)
         report = self._report(job, state, update)
-        if update.claims is not None:
+        if isinstance(self._client, Audited) and isinstance(update, AuditedUpdate):
             seen = replace(job, indices=job.indices._replace(labelled=True))
             audit = self._client.audit(update.claims, self._worker.data(seen).train, task.ctx)
             report.audit = numbers(audit)

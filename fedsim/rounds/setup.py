@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fedsim.client import Heterogeneous
 from fedsim.components.build import (
     build_augment,
     build_client,
@@ -131,7 +132,7 @@ def make_scheduler(
         executor,
         parts.manifest,
         states,
-        RoundScreen(experiment.screening, uniform=app or client.alike),
+        RoundScreen(experiment.screening, uniform=not isinstance(client, Heterogeneous)),
         initial.flat.numel(),
         group_size=1 if app else group_size(experiment, client, parts.model.module),
         pooled=isinstance(parts.strategy, Pooled),

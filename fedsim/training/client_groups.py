@@ -1,24 +1,33 @@
-"""Several clients trained at once: the batches of each step, and the training under way."""
+"""Vectorised local SGD: several clients trained in one kernel, with padded batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedsim.client import ClientContext, Task
+from fedsim.client import GroupUpdate, Task
 from fedsim.data.partition import Modality
 from fedsim.data.views import View
-from fedsim.params import Params
+from fedsim.params import Params, Rows
+
+GROUP_BYTES = 12 * 2**20
+"""Memory for the gradients of the clients that are trained at once; fits the caches of a core."""
+
+GROUP_SAMPLE_BYTES = 3 * 2**20
+"""Memory for the largest activation of the clients' batches; beyond it grouping costs time."""
+
+GROUP_CLIENTS = 50
+"""Clients trained at once at most; a cohort of 100 is then two even groups."""
 
 
 @dataclass
 class Batch:
-    """What the clients at work in a step train on; the others are done.
+    """One padded batch for the clients that still have steps left.
 
     `x` (clients, batch, C, H, W) and `y` int64 (clients, batch) are padded to the longest batch.
     `share` (clients, batch) weighs samples in a client's mean: 1 / batch size, and 0 for padding.
@@ -32,24 +41,101 @@ class Batch:
     lengths: list[int]
 
 
-@dataclass
-class GroupFit:
-    """One local training of a group under way, as the hooks for groups see it.
+class GroupTraining:
+    """Local SGD of several clients with one model, all from the payload's.
 
-    Clients are rows, most steps first, so that those at work are always the first rows; `tasks` are
-    in that order. `flat` (clients, size) are their models, which all start from `start`.
+    Clients are rows, most steps first, so that those with steps left are always the first rows;
+    `tasks` are in that order. `flat` (clients, size) are their models. A method with another step
+    subclasses this, overrides `gradients`, `after_step` or `update` and is named by the client
+    class's attribute `group`.
+
+    Raises:
+        ValueError: a client without samples, or a payload with a part of the model only.
     """
 
-    ctx: ClientContext  # of the first client; what differs between clients is in `tasks`
-    tasks: list[Task]
-    start: Params
-    flat: Tensor
-    lr: float
-    scratch: dict[str, Any] = field(default_factory=dict)  # what hooks keep between steps
+    requires: ClassVar[tuple[str, ...]] = ("batched_gradients",)
+    """What the model must have."""
+
+    def __init__(self, config: Any, tasks: Sequence[Task]) -> None:
+        self.config, self.ctx = config, tasks[0].ctx
+        self.start: Params = tasks[0].payload["model"]
+        if self.start.layout != self.ctx.model.layout:
+            raise ValueError("clients train in a group only where the payload has the whole model")
+        self.orders = Orders(tasks, config.batch_size, config.epochs, config.steps)
+        self.tasks = [tasks[i] for i in self.orders.task_of]
+        self.flat = self.start.flat.to(self.ctx.device).expand(len(tasks), -1)
+        self.module: Any = self.ctx.model.module
+
+    @classmethod
+    def size(cls, module: nn.Module, batch_size: int) -> int:
+        """Return how many clients are trained at once, at least 1."""
+        batch_bytes = batch_size * int(getattr(module, "sample_bytes", 1))
+        sizes = GROUP_BYTES // cls.client_bytes(module), GROUP_SAMPLE_BYTES // batch_bytes
+        return max(1, min(GROUP_CLIENTS, *sizes))
+
+    @classmethod
+    def client_bytes(cls, module: Any) -> int:
+        """Return the bytes of all parameters that one client trains."""
+        return sum(4 * parameter.numel() for parameter in module.parameters())
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the losses of the active clients and their gradients (clients, size).
+
+        Both tensors may be changed afterwards.
+        """
+        losses: Tensor
+        gradients: Tensor
+        flat = self.flat[: len(batch.y)]
+        losses, gradients = self.module.batched_gradients(flat, batch.x, batch.y, batch.share)
+        return losses, gradients
+
+    def after_step(self, batch: Batch) -> None:
+        """Act on the models of the active clients after each step."""
+
+    def update(self, metrics: list[dict[str, float]]) -> GroupUpdate:
+        """Return what the clients send, whole models by default, and the states they keep."""
+        weights = [float(task.data.num_train) for task in self.tasks]
+        states = [task.state for task in self.tasks]
+        return GroupUpdate({"model": Rows(self.start, self.flat.cpu())}, weights, metrics, states)
+
+    def run(self) -> GroupUpdate:
+        """Train all clients; return their updates in the order of the tasks that came in."""
+        config, orders = self.config, self.orders
+        lr = config.lr * config.lr_decay ** (self.ctx.round - 1)
+        start = self.flat
+        losses = torch.zeros(len(self.tasks), device=self.ctx.device)
+        velocity = torch.zeros(0)
+        for step in range(orders.num_steps[0]):
+            batch = orders.batch(step, self.ctx.device)
+            active = len(batch.y)
+            loss, grads = self.gradients(batch)
+            losses[:active] += loss * batch.sizes
+            if config.clip_norm is not None:
+                norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
+                grads *= (config.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+            if config.weight_decay:
+                grads += config.weight_decay * self.flat[:active]
+            if config.momentum:
+                if step == 0:
+                    velocity = grads
+                else:
+                    velocity[:active].mul_(config.momentum).add_(grads)
+                grads = velocity[:active]
+            if step > 0:
+                self.flat[:active].add_(grads, alpha=-lr)
+            elif config.momentum:
+                self.flat = torch.add(start, grads, alpha=-lr)
+            else:
+                # In place: new memory of this size costs more than the step itself.
+                self.flat = torch.add(start, grads, alpha=-lr, out=grads)
+            self.after_step(batch)
+        seen = zip(losses.tolist(), orders.num_seen, strict=True)
+        metrics = [{"train_loss": loss / samples} for loss, samples in seen]
+        return self.update(metrics).take(orders.row_of)
 
 
 class Orders:
-    """Which samples several clients train on in each step, in the order the loop would take them.
+    """Sample order of several clients, the same for each as in the loop.
 
     Rows are the clients, most steps first, so that those still at work are always the first rows;
     `row_of` gives the row of each task and `task_of` the task of each row; `num_steps` and

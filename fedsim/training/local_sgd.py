@@ -1,113 +1,61 @@
-"""Local SGD: what most methods' clients do, with hooks for what they do differently.
+"""Local SGD: the client method that most methods extend.
 
-    w <- w_t;  for each epoch, for each batch b of a new random order:
-        g <- gradient(grad loss(w; b));  v <- m v + g;  w <- w - lr v;  after_step
-    send w, weighted by the number of training samples
-
-Momentum, weight decay and clipping follow `torch.optim.SGD` and `clip_grad_norm_` (clipped first,
-decayed then). No `torch.optim` object is made: importing it costs each worker seconds.
+w <- w_t;  SGD on the client's samples (`fedsim.training.sgd`)
+send w, weighted by the number of training samples
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.client import Client, ClientContext, GroupUpdate, Task, Tree, Update
-from fedsim.config.ranges import (
-    CheckedConfig,
-    Count,
-    NonNegative,
-    Positive,
-    PositiveFraction,
-    ProperFraction,
-)
-from fedsim.data.views import ClientData, View, view_for
+from fedsim.data.views import ClientData, View
 from fedsim.errors import InputError
-from fedsim.params import Params, Rows
-from fedsim.training import losses
-from fedsim.training.client_groups import Batch, GroupFit, Orders
-
-GROUP_BYTES = 12 * 2**20
-"""Memory for the gradients of the clients that are trained at once; fits the caches of a core."""
-
-GROUP_SAMPLE_BYTES = 3 * 2**20
-"""Memory for the largest activation of the clients' batches; beyond it grouping costs time."""
-
-GROUP_CLIENTS = 50
-"""Clients trained at once at most; a cohort of 100 is then two even groups."""
+from fedsim.training.client_groups import GroupTraining
+from fedsim.training.sgd import SGD, Training
 
 
-@dataclass
-class Fit:
-    """One local training under way, as the hooks see it.
-
-    `parameters` are the trainable tensors of the resident model, then those of `LocalSGD.extra`,
-    and `names` their names in the same order; `payload` and `state` are what the client got and
-    keeps.
-    """
+@dataclass(kw_only=True)
+class Fit(Training):
+    """A client's training in progress; `payload` and `state` are what it received and keeps."""
 
     ctx: ClientContext
     payload: Tree
     state: Any
-    names: list[str]
-    parameters: list[Tensor]
-    lr: float
-    view: View
-    buffers: list[Tensor] = field(default_factory=list)  # momentum, once there was a step
-    scratch: dict[str, Any] = field(default_factory=dict)  # what hooks keep between steps
-
-    @cached_property
-    def class_sizes(self) -> Tensor:
-        """Training samples of each class in the view, float (classes,)."""
-        sizes = torch.bincount(self.view.labels(), minlength=self.ctx.num_classes)
-        return sizes.to(self.ctx.device, torch.float32)
-
-    def named(self) -> dict[str, Tensor]:
-        """Return name -> trainable tensor."""
-        return dict(zip(self.names, self.parameters, strict=True))
 
 
-class LocalSGD(Client):
+class LocalSGD(SGD[Fit], Client):
     """Plain SGD on the client's own data; the base class of most client methods.
 
-    A subclass overrides `loss`, `gradient`, `after_step` or `trainable` and leaves the loop alone.
-    Models with a `batched_gradients` method train up to `GROUP_CLIENTS` clients in one kernel.
-    Its gradients equal the loop's to 1e-5 of the largest; so do the weights it ends with, but where
-    a rounding error decides the maximum in a pool or the sign before a ReLU (seen: one client in
-    twenty, 1e-3 of the largest weight). A subclass that overrides a hook trains in groups only if
-    it also says how: a class that defines one of `GROUP_HOOKS` answers for all hooks in it and in
-    its bases.
+    A subclass overrides hooks: those of `SGD`, such as `loss`, `gradient` and `after_step`, and
+    those around it, `start`, `extra`, `update` and `keep`. `group` trains several clients in one
+    kernel, where the model has what it `requires`. Its gradients equal the loop's to 1e-5 of the
+    largest; so do the weights it ends with, but where a rounding error decides the maximum in a
+    pool or the sign before a ReLU (seen: one client in twenty, 1e-3 of the largest weight). It
+    knows nothing of overridden hooks, so a subclass that overrides one of `HOOKS` has no `group`
+    unless it names one of its own.
     """
 
     @dataclass(frozen=True)
-    class Config(CheckedConfig):
-        epochs: Count = 1  # passes over the client's training samples
-        steps: Count | None = None  # if given: batches instead of epochs
-        batch_size: Count = 32  # the last batch of an epoch may be smaller
-        lr: Positive = 0.1
-        lr_decay: PositiveFraction = 1.0  # the rate of round t is lr * lr_decay ** (t - 1)
-        momentum: ProperFraction = 0.0
-        weight_decay: NonNegative = 0.0  # added to the gradient
-        clip_norm: Positive | None = None  # bound on the gradient's norm
-        loss: losses.Name = "cross-entropy"  # which classes weigh how much
-        tau: NonNegative = 1.0  # balanced-softmax, fedlc: strength of the correction
-        focal_gamma: NonNegative = 2.0  # focal: how much easy samples are played down
+    class Config(SGD.Config):
         vectorise: bool | Literal["auto"] = "auto"  # several clients in one kernel
 
     HOOKS: ClassVar[tuple[str, ...]] = (
-        "train", "start", "extra", "fit", "prepare", "batches", "loss", "criterion", "gradient",
-        "after_step", "trainable", "update", "keep",
+        "train", "fit", "run", "start", "extra", "update", "keep",
+        "trainable", "prepare", "batches", "loss", "criterion", "gradient", "after_step",
     )  # fmt: skip
-    GROUP_HOOKS: ClassVar[tuple[str, ...]] = (
-        "train_group", "start_group", "group_gradients", "after_group_step", "group_update",
-    )  # fmt: skip
-    batched: ClassVar[tuple[str, ...]] = ("batched_gradients",)  # what a group needs of a model
+    group: ClassVar[type[GroupTraining] | None] = GroupTraining
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        author = next(c for c in cls.__mro__ if "group" in vars(c) or "train_group" in vars(c))
+        if any(getattr(cls, hook) is not getattr(author, hook, None) for hook in cls.HOOKS):
+            cls.group = None
 
     def start(self, payload: Tree, state: Any, ctx: ClientContext) -> None:
         """Put into the resident model what training starts from: the payload's model."""
@@ -117,59 +65,9 @@ class LocalSGD(Client):
         """Return tensors on the client's device that are trained beside the model's, by name."""
         return {}
 
-    def prepare(self, fit: Fit) -> None:
-        """Put the model into the mode it trains in, before the first batch."""
-        fit.ctx.model.module.train()
-
-    def batches(
-        self, fit: Fit, rng: torch.Generator, epochs: int, steps: int | None
-    ) -> Iterable[tuple[Any, Any]]:
-        """Yield x and y of each step: inputs and labels, or what the model compares itself with.
-
-        A model that brings its own loss names the columns of the data set that it takes, in its
-        attribute `targets`; y is then the tuple of these.
-        """
-        columns = getattr(fit.ctx.model.module, "targets", ())
-        size = self.config.batch_size
-        if columns:
-            return fit.view.target_batches(columns, size, rng, epochs, steps)
-        return view_for(fit.ctx.model.module, fit.view).batches(size, rng, epochs, steps)
-
-    def loss(self, fit: Fit, x: Any, y: Any) -> Tensor | None:
-        """Return the loss of a batch, x (batch, C, H, W) and y (batch,); None to pass it over.
-
-        For a model that reads pairs x is a tuple of images and tokens.
-        """
-        return self.criterion(fit, fit.ctx.model.module(x), y)
-
-    def criterion(self, fit: Fit, logits: Tensor, y: Any) -> Tensor:
-        """Return the loss of logits (batch, classes): the option `loss`, or the model's own."""
-        config, module = self.config, fit.ctx.model.module
-        if hasattr(module, "targets"):
-            own: Tensor = module.loss(logits, *y)  # type: ignore[operator]
-            return own
-        if config.loss == "balanced-softmax":
-            return losses.balanced_softmax(logits, y, fit.class_sizes, config.tau)
-        if config.loss == "fedlc":
-            return losses.calibrated(logits, y, fit.class_sizes, config.tau)
-        if config.loss == "focal":
-            return losses.focal(logits, y, config.focal_gamma)
-        return losses.cross_entropy(logits, y)
-
-    def gradient(self, fit: Fit, grads: list[Tensor]) -> list[Tensor]:
-        """Return the gradient to step along, given the loss's; e.g. add a proximal term."""
-        return grads
-
-    def after_step(self, fit: Fit) -> None:
-        """Act on the model after each step, e.g. project it."""
-
-    def trainable(self, name: str) -> bool:
-        """Whether the parameter of this name is trained."""
-        return True
-
     def update(self, fit: Fit) -> Tree:
         """Return what is sent: by default the whole model, parameters and buffers."""
-        return {"model": fit.ctx.model.params()}
+        return {"model": fit.model.params()}
 
     def keep(self, fit: Fit) -> Any:
         """Return the state that the client keeps: by default the one it had."""
@@ -195,162 +93,50 @@ class LocalSGD(Client):
     ) -> tuple[Fit, dict[str, float]]:
         """Train what is in the resident model on a view (in place); return the fit and metrics.
 
-        `epochs` and `trainable` stand for the options and the hook where a method has phases.
+        `epochs` and `trainable` replace the options and the hook in methods with several phases.
 
         Raises:
             ValueError: the view is empty.
         """
         if len(view) == 0:
             raise ValueError(f"client {ctx.client_id} has no training samples")
-        config = self.config
-        names: list[str] = []
-        parameters: list[Tensor] = []
-        for name, parameter in zip(ctx.model.parameter_names, ctx.model.parameters, strict=True):
-            wanted = (trainable or self.trainable)(name)
-            parameter.requires_grad_(wanted)
-            if wanted:
-                names.append(name)
-                parameters.append(parameter)
+        fit = Fit(
+            model=ctx.model,
+            view=view,
+            round=ctx.round,
+            num_classes=ctx.num_classes,
+            ctx=ctx,
+            payload=payload,
+            state=state,
+        )
         extra = self.extra(payload, state, ctx)
-        names += extra
-        parameters += [tensor.requires_grad_() for tensor in extra.values()]
-        lr = config.lr * config.lr_decay ** (ctx.round - 1)
-        fit = Fit(ctx, payload, state, names, parameters, lr, view)
-        self.prepare(fit)
-        total = torch.zeros((), device=ctx.device)
-        samples = 0
-        steps = config.steps if epochs is None else None
-        for x, y in self.batches(fit, rng, epochs or config.epochs, steps):
-            loss = self.loss(fit, x, y)
-            if loss is None:
-                continue
-            grads = gradients(loss, parameters)
-            with torch.no_grad():
-                self._step(fit, self.gradient(fit, grads))
-                self.after_step(fit)
-            count = len(x[0]) if isinstance(x, tuple) else len(x)  # pairs are two tensors
-            total += loss.detach() * count
-            samples += count
-        return fit, {"train_loss": float(total) / max(1, samples)}
-
-    def _step(self, fit: Fit, grads: list[Tensor]) -> None:
-        config = self.config
-        if config.clip_norm is not None:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            scale = (config.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            grads = list(torch._foreach_mul(grads, scale))
-        if config.weight_decay:
-            grads = list(torch._foreach_add(grads, fit.parameters, alpha=config.weight_decay))
-        if config.momentum:
-            if not fit.buffers:
-                fit.buffers = [g.clone() for g in grads]
-            else:
-                torch._foreach_mul_(fit.buffers, config.momentum)
-                torch._foreach_add_(fit.buffers, grads)
-            grads = fit.buffers
-        torch._foreach_add_(fit.parameters, grads, alpha=-fit.lr)
-
-    def _changed(self) -> list[str]:
-        """Return the hooks overridden below the class that says how groups train."""
-        lineage = type(self).__mro__
-
-        def owner(name: str) -> int:
-            return next(i for i, cls in enumerate(lineage) if name in vars(cls))
-
-        answering = min(owner(name) for name in self.GROUP_HOOKS)
-        return [name for name in self.HOOKS if owner(name) < answering]
+        return fit, self.run(fit, rng, epochs=epochs, trainable=trainable, extra=extra)
 
     def group_size(self, module: nn.Module) -> int:
-        """Return how many clients of this model are trained together, 1 if that is not possible.
+        """Return how many clients of this model are trained together, 1 if that is impossible.
 
         Raises:
-            InputError: `vectorise` is true and they can not.
+            InputError: `vectorise` is true and they cannot be.
         """
-        wanted = self.config.vectorise
-        changed = self._changed()
-        lacking = [name for name in self.batched if not hasattr(module, name)]
-        able = not lacking and not changed and self.config.loss == "cross-entropy"
-        if wanted is True and not able:
-            why = f"the model {type(module).__name__} has no {', '.join(lacking)}"
-            if changed:
-                why = f"{type(self).__name__} overrides {changed}"
-            elif self.config.loss != "cross-entropy":
-                why = f"client.loss is {self.config.loss!r}"
-            raise InputError(f"client.vectorise must be false or 'auto' here, got true: {why}")
-        if not able or wanted is False:
+        obstacle = self._obstacle(module)
+        if self.config.vectorise is True and obstacle is not None:
+            raise InputError(f"client.vectorise must be false or 'auto' here, got true: {obstacle}")
+        if self.group is None or obstacle is not None or self.config.vectorise is False:
             return 1
-        batch_bytes = self.config.batch_size * int(getattr(module, "sample_bytes", 1))
-        sizes = GROUP_BYTES // self.group_bytes(module), GROUP_SAMPLE_BYTES // batch_bytes
-        return max(1, min(GROUP_CLIENTS, *sizes))
+        return self.group.size(module, self.config.batch_size)
 
-    def group_bytes(self, module: nn.Module) -> int:
-        """Return the bytes of all parameters that one client trains."""
-        return sum(4 * parameter.numel() for parameter in module.parameters())
+    def _obstacle(self, module: nn.Module) -> str | None:
+        """Return why clients cannot be trained together, None if they can."""
+        if self.group is None:
+            cls = type(self)
+            hooks = [h for h in self.HOOKS if getattr(cls, h) is not getattr(LocalSGD, h)]
+            return f"{cls.__name__} overrides {', '.join(hooks)} and names no group trainer"
+        if self.config.loss != "cross-entropy":
+            return f"client.loss is {self.config.loss!r}"
+        lacking = [name for name in self.group.requires if not hasattr(module, name)]
+        return f"the model {type(module).__name__} has no {', '.join(lacking)}" if lacking else None
 
     def train_group(self, tasks: Sequence[Task]) -> GroupUpdate:
-        config, ctx = self.config, tasks[0].ctx
-        start: Params = tasks[0].payload["model"]
-        if start.layout != ctx.model.layout:
-            raise ValueError("clients train in a group only where the payload has the whole model")
-        orders = Orders(tasks, config.batch_size, config.epochs, config.steps)
-        lr = config.lr * config.lr_decay ** (ctx.round - 1)
-        flat = start.flat.to(ctx.device).expand(len(tasks), -1)  # all start from one point
-        fit = GroupFit(ctx, [tasks[i] for i in orders.task_of], start, flat, lr)
-        self.start_group(fit)
-        losses = torch.zeros(len(tasks), device=ctx.device)
-        velocity = torch.zeros(0)
-        for step in range(orders.num_steps[0]):
-            batch = orders.batch(step, ctx.device)
-            active = len(batch.y)
-            loss, grads = self.group_gradients(fit, batch)
-            losses[:active] += loss * batch.sizes
-            if config.clip_norm is not None:
-                norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
-                grads *= (config.clip_norm / (norms + 1e-6)).clamp(max=1.0)
-            if config.weight_decay:
-                grads += config.weight_decay * fit.flat[:active]
-            if config.momentum:
-                if step == 0:
-                    velocity = grads
-                else:
-                    velocity[:active].mul_(config.momentum).add_(grads)
-                grads = velocity[:active]
-            if step > 0:
-                fit.flat[:active].add_(grads, alpha=-lr)
-            elif config.momentum:
-                fit.flat = torch.add(flat, grads, alpha=-lr)
-            else:
-                # In place: new memory of this size costs more than the step itself.
-                fit.flat = torch.add(flat, grads, alpha=-lr, out=grads)
-            self.after_group_step(fit, batch)
-        seen = zip(losses.tolist(), orders.num_seen, strict=True)
-        metrics = [{"train_loss": loss / samples} for loss, samples in seen]
-        return self.group_update(fit, metrics).take(orders.row_of)
-
-    def start_group(self, fit: GroupFit) -> None:
-        """Prepare what the other hooks for groups need."""
-
-    def group_gradients(self, fit: GroupFit, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the losses of the clients at work and their gradients (clients, size).
-
-        Both tensors may be changed afterwards.
-        """
-        module: Any = fit.ctx.model.module
-        found: tuple[Tensor, Tensor] = module.batched_gradients(
-            fit.flat[: len(batch.y)], batch.x, batch.y, batch.share
-        )
-        return found
-
-    def after_group_step(self, fit: GroupFit, batch: Batch) -> None:
-        """Act on the models of the clients at work after each step."""
-
-    def group_update(self, fit: GroupFit, metrics: list[dict[str, float]]) -> GroupUpdate:
-        """Return what the clients send, whole models by default, and the states they keep."""
-        weights = [float(task.data.num_train) for task in fit.tasks]
-        states = [task.state for task in fit.tasks]
-        return GroupUpdate({"model": Rows(fit.start, fit.flat.cpu())}, weights, metrics, states)
-
-
-def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradient of a loss in each parameter, zeros where it does not depend on one."""
-    return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+        """Train several clients together by `group`; it must not be None."""
+        assert self.group is not None
+        return self.group(self.config, tasks).run()

@@ -93,10 +93,11 @@ def test_a_strategy_that_forgets_its_clients_still_fails(tmp_path: Path) -> None
 
 
 CLAIMS = '''
+from fedsim.client import Audited
 from fedsim.training.local_sgd import LocalSGD
 
 
-class Claims(LocalSGD):
+class Claims(Audited, LocalSGD):
     """Trains as ever, and claims that all its samples are of class 3."""
 
     def train(self, payload, state, data, rng, ctx):
@@ -105,9 +106,9 @@ class Claims(LocalSGD):
         return state, update
 
     def sent(self, payload, data):
-        from fedsim.client import Update
+        from fedsim.client import AuditedUpdate
 
-        return Update(
+        return AuditedUpdate(
             {"model": payload["model"]}, float(len(data.train)), {"told": 1.0}, claims={"class": 3}
         )
 
@@ -128,7 +129,7 @@ class Listens(FedAvg):
     def aggregate(self, state, updates):
         told = {name for u in updates for name in u.metrics}
         assert told == {"told"}, told
-        assert all(u.claims is None for u in updates)
+        assert not any(hasattr(u, "claims") for u in updates)
         return super().aggregate(state, updates)
 '''
 
