@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.client import ClientContext
+from fedsim.client import Client, ClientContext, Heterogeneous, Tree, Update
 from fedsim.config.ranges import CheckedConfig, Count, NonNegative, Positive, ProperFraction
 from fedsim.data.views import ClientData
 from fedsim.evaluate.metric_names import named_scores
@@ -129,6 +129,50 @@ class OwnTask:
     def kept(self) -> State:
         """Return the client's state: its model and its optimiser's moments."""
         return {"model": self.model(), "optimiser": self._training.state()}
+
+
+class TaskClient(Heterogeneous, Client):
+    """Base of client methods that train their own task.
+
+    A round starts from the client's state, overwritten by the payload's tensors (`shared`), which
+    the client does not keep. ``personal/...`` are the scores of both together.
+    """
+
+    stateful = True
+
+    @dataclass(frozen=True)
+    class Config(TaskConfig):
+        pass
+
+    def init_state(self, ctx: ClientContext) -> State:
+        return {}
+
+    def shared(self, payload: Tree, data: ClientData, ctx: ClientContext) -> list[Params]:
+        """Return the payload's tensors under the names that they have in the resident model."""
+        return []
+
+    def sent(self, payload: Tree, task: OwnTask) -> Tree:
+        """Return what goes to the server after training."""
+        raise NotImplementedError
+
+    def train(
+        self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext
+    ) -> tuple[State, Update]:
+        task = OwnTask(self.config, state, data, rng, ctx)
+        shared = self.shared(payload, data, ctx)
+        for params in shared:
+            ctx.model.load(params)
+        for _ in range(self.config.epochs):
+            task.epoch()
+        travels = {name for params in shared for name in params}
+        # What is shared is not kept: the next round begins from the server's. Moments are.
+        kept = {**task.kept(), "model": task.model().only(lambda name: name not in travels)}
+        return kept, Update(self.sent(payload, task), float(len(data.train)), task.metrics())
+
+    def evaluate(
+        self, payload: Tree, state: State, data: ClientData, ctx: ClientContext
+    ) -> Mapping[str, float]:
+        return own_scores(self.config, state, data, ctx, *self.shared(payload, data, ctx))
 
 
 def part_name(data: ClientData, ctx: ClientContext) -> str:
