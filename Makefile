@@ -1,4 +1,4 @@
-# `make demo` and `make test` install into .venv on first use; a second call repeats no set-up.
+# `make demo` and `make test` install into .venv on first use only.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,10 +23,10 @@ lint: install
 
 install: $(STAMP)
 
-# torch comes first and pinned: asked for by a range, pip would fetch the newest build instead.
+# torch is pinned and installed first: given only a range, pip would fetch the newest build.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "fedsim needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
+		{ echo "fedsim needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0 setuptools
 	$(PIP) --no-build-isolation --editable '.[dev,data,flower,hub,tensorboard,mlflow,wandb,notebooks,vit,onnx]'

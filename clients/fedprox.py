@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedsim.config.ranges import NonNegative
-from fedsim.training.local_sgd import Fit, LocalSGD
-from fedsim.training.sgd import add_proximal_term
+from fedsim.training.local_sgd import Fit, LocalSGD, proximal
 
 
 class FedProx(LocalSGD):
@@ -19,4 +18,9 @@ class FedProx(LocalSGD):
         mu: NonNegative = 0.01  # weight of the proximal term mu/2 |w - w_t|^2
 
     def gradient(self, fit: Fit, grads: list[Tensor]) -> list[Tensor]:
-        return add_proximal_term(fit, grads, self.config.mu, fit.payload["model"])
+        if self.config.mu == 0:
+            return grads
+        if "anchor" not in fit.scratch:
+            model, device = fit.payload["model"], fit.ctx.device
+            fit.scratch["anchor"] = [model[name].to(device) for name in fit.names]
+        return proximal(grads, fit.parameters, fit.scratch["anchor"], self.config.mu)

@@ -17,7 +17,7 @@ the server's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,8 +35,7 @@ from fedsim.maths.orthogonality import Orthogonality
 from fedsim.models.detector import Detections
 from fedsim.params import FlatModel, Params
 from fedsim.params.filters import in_backbone
-from fedsim.training.local_sgd import Fit, LocalSGD
-from fedsim.training.sgd import add_proximal_term
+from fedsim.training.local_sgd import Fit, LocalSGD, TrainingContext, proximal
 
 
 class FedSTO(Audited, LocalSGD):
@@ -66,6 +65,22 @@ class FedSTO(Audited, LocalSGD):
     def frozen(self, payload: Tree) -> set[str]:
         """Return the names of the tensors that stay as they are."""
         return set(payload["fixed"])
+
+    def fit(
+        self,
+        payload: Tree,
+        state: Any,
+        view: View,
+        rng: torch.Generator,
+        ctx: TrainingContext,
+        *,
+        epochs: int | None = None,
+        trainable: Callable[[str], bool] | None = None,
+    ) -> tuple[Fit, dict[str, float]]:
+        frozen = self.frozen(payload)
+        return super().fit(
+            payload, state, view, rng, ctx, epochs=epochs, trainable=lambda n: n not in frozen
+        )
 
     def prepare(self, fit: Fit) -> None:
         module = fit.ctx.model.module.train()
@@ -117,7 +132,11 @@ class FedSTO(Audited, LocalSGD):
         return loss
 
     def gradient(self, fit: Fit, grads: list[Tensor]) -> list[Tensor]:
-        return add_proximal_term(fit, grads, self.config.mu)
+        if self.config.mu == 0:
+            return grads
+        if "anchor" not in fit.scratch:
+            fit.scratch["anchor"] = [p.detach().clone() for p in fit.parameters]
+        return proximal(grads, fit.parameters, fit.scratch["anchor"], self.config.mu)
 
     def after_step(self, fit: Fit) -> None:
         fit.scratch["teacher"].flat.lerp_(fit.ctx.model.flat, 1 - self.config.alpha)
@@ -135,11 +154,9 @@ class FedSTO(Audited, LocalSGD):
         self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext
     ) -> tuple[Any, Update]:
         self.start(payload, state, ctx)
-        frozen = self.frozen(payload)
-        fit, metrics = self.fit(
-            payload, state, data.train, rng, ctx, trainable=lambda name: name not in frozen
-        )
-        weight, claims = float(len(data.train)), fit.scratch["claims"]
+        fit, metrics = self.fit(payload, state, data.train, rng, ctx)
+        claims = fit.scratch["claims"]
+        weight = float(len(data.train))
         return self.keep(fit), AuditedUpdate(self.update(fit), weight, metrics, claims=claims)
 
     def audit(self, claims: Any, view: View, ctx: ClientContext) -> Mapping[str, float]:

@@ -13,7 +13,7 @@ the order of the samples begin anew each round; the authors' code carries both o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clients._augmenter import Augmenter
-from fedsim.client import ClientContext, GroupUpdate, Task, Tree, Update
+from fedsim.client import ClientContext, GroupUpdate, Tree, Update
 from fedsim.config.ranges import NonNegative, Positive, PositiveFraction
 from fedsim.data.views import ClientData
 from fedsim.params import Params
-from fedsim.training.client_groups import Batch, GroupTraining
+from fedsim.training.client_groups import Batch, GroupFit, GroupTraining
 from fedsim.training.local_sgd import Fit
 from fedsim.training.personal_sgd import PersonalSGD
 
@@ -37,55 +37,56 @@ Distance = Literal["mmd", "mse"]
 class FRAugGroup(GroupTraining):
     """The steps A, B and C of several clients at once."""
 
-    requires = ("batched_features", "batched_backward", "batched_head", "head_gradients")
+    passes = ("batched_features", "batched_backward", "batched_head", "head_gradients")
 
-    def __init__(self, config: Any, tasks: Sequence[Task]) -> None:
-        super().__init__(config, tasks)
-        states, contexts = [t.state for t in self.tasks], [t.ctx for t in self.tasks]
-        self.augmenter = Augmenter(config, tasks[0].payload, states, contexts)
-
-    @classmethod
-    def client_bytes(cls, module: Any) -> int:
+    def client_bytes(self, module: Any) -> int:
         classes, dim = module.head.weight.shape
         noise = dim // 2  # what the strategy takes by default
         networks = (noise + classes + dim) * dim + (2 * dim + classes) * noise
         return super().client_bytes(module) + 4 * networks
 
-    def _augments(self, batch: Batch) -> bool:
-        return self.config.augment != "none" and max(batch.lengths) > 1
+    def start(self, fit: GroupFit) -> None:
+        states, contexts = [t.state for t in fit.tasks], [t.ctx for t in fit.tasks]
+        payload = fit.tasks[0].payload
+        fit.scratch["augmenter"] = Augmenter(self.config, payload, states, contexts)
 
-    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Step A."""
-        if not self._augments(batch):
-            return super().gradients(batch)
-        flat, aug = self.flat[: len(batch.y)], self.augmenter
+    def gradients(self, fit: GroupFit, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Step A of the clients at work."""
+        fit.scratch["augmented"] = self.config.augment != "none" and max(batch.lengths) > 1
+        if not fit.scratch["augmented"]:
+            return super().gradients(fit, batch)
+        module: Any = fit.ctx.model.module
+        aug: Augmenter = fit.scratch["augmenter"]
+        flat = fit.flat[: len(batch.y)]
         gradient = torch.empty_like(flat, memory_format=torch.contiguous_format)
-        v, tape = self.module.batched_features(flat, batch.x)
+        v, tape = module.batched_features(flat, batch.x)
         aug.begin(v, batch.y, batch.share, batch.lengths)
         e, labels, _ = aug.synthetic()
-        losses, delta = self.module.head_gradients(
+        losses, delta = module.head_gradients(
             flat,
             torch.cat([v, e], dim=1),
             torch.cat([batch.y, labels], dim=1),
             aug.weights,
             gradient,
         )
-        self.module.batched_backward(flat, tape, delta[:, : v.shape[1]], gradient)
+        module.batched_backward(flat, tape, delta[:, : v.shape[1]], gradient)
         return losses, gradient
 
-    def after_step(self, batch: Batch) -> None:
-        """Steps B and C."""
-        if self._augments(batch):
-            flat = self.flat[: len(batch.y)]
-            features, _ = self.module.batched_features(flat, batch.x)
-            self.augmenter.learn(features, self.module.batched_head(flat))
+    def after_step(self, fit: GroupFit, batch: Batch) -> None:
+        """Steps B and C of the clients at work."""
+        if not fit.scratch["augmented"]:
+            return
+        module: Any = fit.ctx.model.module
+        flat = fit.flat[: len(batch.y)]
+        features, _ = module.batched_features(flat, batch.x)
+        fit.scratch["augmenter"].learn(features, module.batched_head(flat))
 
-    def update(self, metrics: list[dict[str, float]]) -> GroupUpdate:
-        aug = self.augmenter
+    def update(self, fit: GroupFit, metrics: list[dict[str, float]]) -> GroupUpdate:
+        aug: Augmenter = fit.scratch["augmenter"]
+        own = {"own": fit.start.only(lambda name: False)}  # the model has no part that stays
         merged = [a | b for a, b in zip(metrics, aug.metrics(), strict=True)]
-        update = super().update(merged)
+        update = super().update(fit, merged)
         update.tensors["generator"] = aug.generators()
-        own = {"own": self.start.only(lambda name: False)}  # the model has no part that stays
         update.states = [own | kept for kept in aug.states()]
         return update
 

@@ -18,7 +18,7 @@ from fedsim.data.views import ClientData
 from fedsim.evaluate.metric_names import named_scores
 from fedsim.evaluate.scoring import score
 from fedsim.params import FlatModel
-from fedsim.training.sgd import gradients
+from fedsim.training.local_sgd import gradients
 
 
 class PerFedAvg(Client):

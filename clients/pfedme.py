@@ -14,7 +14,7 @@ from fedsim.config.ranges import CheckedConfig, Count, Positive
 from fedsim.data.views import ClientData
 from fedsim.errors import check
 from fedsim.params import Params
-from fedsim.training.sgd import gradients
+from fedsim.training.local_sgd import gradients
 
 State = dict[str, Params]
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from clients.fedsto import FedSTO
 from fedsim.client import ClientContext, Tree
-from fedsim.training.local_sgd import Fit
-from fedsim.training.sgd import add_proximal_term
+from fedsim.training.local_sgd import Fit, proximal
 
 
 class SSFLFedDyn(FedSTO):
@@ -26,8 +25,9 @@ class SSFLFedDyn(FedSTO):
             h[: len(fit.state["h"])] = fit.state["h"].to(h.device)
             views = fit.ctx.model.layout.views(h)
             fit.scratch["h"] = [views[name] for name in fit.names]
-        grads = add_proximal_term(fit, grads, fit.payload["a"])
-        return super().gradient(fit, list(torch._foreach_sub(grads, fit.scratch["h"])))
+            fit.scratch["start"] = [p.detach().clone() for p in fit.parameters]
+        pulled = proximal(grads, fit.parameters, fit.scratch["start"], fit.payload["a"])
+        return super().gradient(fit, list(torch._foreach_sub(pulled, fit.scratch["h"])))
 
     def keep(self, fit: Fit) -> Tree:
         size = len(fit.state["h"])

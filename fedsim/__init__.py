@@ -3,7 +3,7 @@
     run = fedsim.run("experiments/quickstart.yaml", set={"client.lr": 0.05})
     run.metrics; run.clients; run.model()
 
-Names are imported at first use, so that ``import fedsim`` costs nothing.
+Names are imported on first use, so ``import fedsim`` is instant.
 """
 
 from __future__ import annotations
@@ -23,37 +23,28 @@ if TYPE_CHECKING:
     from fedsim.runs.results import Run, load_run, load_runs
     from fedsim.strategy import Payload, ServerContext, Strategy
     from fedsim.sweeps.sweep import sweep
-    from fedsim.training.local_sgd import LocalSGD
+    from fedsim.training.local_sgd import Fit, LocalSGD
 
-_HOMES = {
-    "features": "fedsim.api",
-    "partition": "fedsim.api",
-    "run": "fedsim.api",
-    "resume": "fedsim.api",
-    "Client": "fedsim.client",
-    "ClientContext": "fedsim.client",
-    "Update": "fedsim.client",
-    "client_data": "fedsim.engine.client_app",
-    "InputError": "fedsim.errors",
-    "RunFailed": "fedsim.errors",
-    "LocalSGD": "fedsim.training.local_sgd",
-    "Params": "fedsim.params",
-    "register": "fedsim.components.lookup",
-    "compare": "fedsim.report.compare",
-    "domain_matrix": "fedsim.report.domains",
-    "domains_figure": "fedsim.report.domains",
-    "Run": "fedsim.runs.results",
-    "load_run": "fedsim.runs.results",
-    "load_runs": "fedsim.runs.results",
-    "Payload": "fedsim.strategy",
-    "ServerContext": "fedsim.strategy",
-    "Strategy": "fedsim.strategy",
-    "sweep": "fedsim.sweeps.sweep",
+_EXPORTS = {
+    "fedsim.api": ("features", "partition", "resume", "run"),
+    "fedsim.client": ("Client", "ClientContext", "Update"),
+    "fedsim.components.lookup": ("register",),
+    "fedsim.engine.client_app": ("client_data",),
+    "fedsim.errors": ("InputError", "RunFailed"),
+    "fedsim.params": ("Params",),
+    "fedsim.report.compare": ("compare",),
+    "fedsim.report.domains": ("domain_matrix", "domains_figure"),
+    "fedsim.runs.results": ("Run", "load_run", "load_runs"),
+    "fedsim.strategy": ("Payload", "ServerContext", "Strategy"),
+    "fedsim.sweeps.sweep": ("sweep",),
+    "fedsim.training.local_sgd": ("Fit", "LocalSGD"),
 }
+_HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "Client",
     "ClientContext",
+    "Fit",
     "InputError",
     "LocalSGD",
     "Params",
@@ -85,3 +76,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Running experiments: what the command line and notebooks call."""
+"""The Python API: run, resume and draw experiments."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fedsim.components import build, configure
 from fedsim.components.build import initial_model as build_model
 from fedsim.config.experiment import Experiment
 from fedsim.config.reading import base_folder, load_experiment, to_yaml
+from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Manifest
 from fedsim.engine.executors import open_executor
-from fedsim.errors import InputError
+from fedsim.errors import InputError, os_errors_as
 from fedsim.rounds.lifecycle import execute
 from fedsim.rounds.progress import Progress
 from fedsim.rounds.setup import build_parts
-from fedsim.runs.atomic import reason
 from fedsim.runs.environment import describe
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.results import Run
@@ -39,14 +39,14 @@ def run(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """Run an experiment to its end and return the run.
+    """Run an experiment and return the finished run.
 
     `source` is an experiment file or a mapping with the same keys; `set` overrides single values,
     ``{"client.lr": 0.1}`` or ``["client.lr=0.1"]``; `seed` overrides the seed. The run's folder is
-    ``out/<name>/seed-<seed>``; with `force` a run that is there already is replaced.
+    ``out/<name>/seed-<seed>``; `force` replaces an existing run.
 
     Raises:
-        InputError: anything wrong with the experiment or the folder; nothing has been written.
+        InputError: the experiment or the folder is invalid; nothing has been written.
         RunFailed: the run stopped; `resume` continues it from its last checkpoint.
     """
     experiment = prepare(source, set, seed)
@@ -54,7 +54,7 @@ def run(
     progress = progress or Progress()
     with folder:
         with _in_file(source):
-            parts = build_parts(experiment, _fresh_data)
+            parts = build_parts(experiment, load_data)
         with open_executor(parts.experiment, parts.manifest.public_rows) as executor:
             folder.begin(to_yaml(experiment), describe(), parts.manifest)
             progress.folder = folder.path
@@ -64,40 +64,35 @@ def run(
 
 
 def resume(folder: str | Path, *, progress: Progress | None = None) -> Run:
-    """Continue an interrupted or failed run from its last checkpoint and return the run.
+    """Resume an interrupted or failed run from its last checkpoint and return the finished run.
 
-    The result is bit for bit that of a run that was never interrupted. A finished run is returned
-    as it is.
+    The result equals that of an uninterrupted run bit for bit. A finished run is returned as it is.
 
     Raises:
         InputError: the folder is not a run or is damaged, or another process is at work in it.
-        RunFailed: it stopped again.
+        RunFailed: the run stopped again.
     """
-    opened = RunFolder.open(Path(folder))
+    run_folder = RunFolder.open(Path(folder))
     progress = progress or Progress()
-    with opened:
-        if opened.status == "finished":
-            run = Run(opened.path)
+    with run_folder:
+        if run_folder.status == "finished":
+            run = Run(run_folder.path)
             run.check()
             return run
-        progress.folder = opened.path
-        experiment = load_experiment(opened.path / "config.yaml")
-        manifest = Manifest.load(opened.path / "partition.npz")
-
-        def stored(experiment: Experiment) -> tuple[Any, Manifest]:
-            return build.build_dataset(experiment), manifest
-
-        parts = build_parts(experiment, stored)
+        progress.folder = run_folder.path
+        experiment = load_experiment(run_folder.path / "config.yaml")
+        manifest = Manifest.load(run_folder.path / "partition.npz")
+        parts = build_parts(experiment, lambda e: (build.build_dataset(e), manifest))
         with (
             open_executor(parts.experiment, parts.manifest.public_rows) as executor,
             closing(progress),
         ):
-            execute(parts, executor, opened, progress, resumed=True)
-    return Run(opened.path)
+            execute(parts, executor, run_folder, progress, resumed=True)
+    return Run(run_folder.path)
 
 
 def prepare(source: Source, overrides: Overrides = (), seed: int | None = None) -> Experiment:
-    """Return the experiment with all defaults written out and every component's options checked.
+    """Return the experiment with all defaults filled in and every component's options checked.
 
     Raises:
         InputError: one message with a line for each problem.
@@ -120,13 +115,13 @@ def partition(
     out: str | Path | None = None,
     manifest: str | Path | None = None,
 ) -> Figure:
-    """Return the picture of an experiment's partition: who owns what, how much, which domains.
+    """Draw how an experiment's data are split: classes, sizes and domains of each client.
 
-    Written to `out` (.png, .svg or .pdf) if given; `manifest` is where the partition itself is
-    written, an .npz file that ``partition: {name: file, path: ...}`` reads.
+    `out` is the file of the figure (.png, .svg or .pdf); `manifest` that of the partition itself,
+    an .npz file that ``partition: {name: file, path: ...}`` reads. Neither is written by default.
 
     Raises:
-        InputError: anything wrong with the experiment, or a file that cannot be written.
+        InputError: the experiment is invalid, or a file cannot be written.
     """
     from fedsim.report.figures import check_target, write_figure
     from fedsim.report.partition import partition_figure
@@ -135,16 +130,14 @@ def partition(
         check_target(Path(out))
     experiment = prepare(source, set, seed)
     with _in_file(source):
-        dataset, divided = _fresh_data(experiment)
+        dataset, split = load_data(experiment)
     label = f"{experiment.dataset.name}, {experiment.partition.name}, seed {experiment.seed}"
-    figure = partition_figure(divided, dataset, f"{experiment.name}: {label}")
+    figure = partition_figure(split, dataset, f"{experiment.name}: {label}")
     if out is not None:
         write_figure(figure, Path(out))
     if manifest is not None:
-        try:
-            divided.save(manifest)
-        except OSError as error:
-            raise InputError(f"cannot write {manifest}: {reason(error)}") from error
+        with os_errors_as(InputError, f"cannot write {manifest}"):
+            split.save(manifest)
     return figure
 
 
@@ -154,13 +147,13 @@ def features(
     round: int | None = None,
     out: str | Path | None = None,
 ) -> Figure:
-    """Return the picture of the features of one or more runs, from their folders alone.
+    """Draw the features that one or more runs recorded (``evaluation: {features: true}``).
 
-    The runs must have recorded them (``evaluation: {features: true}``); `round` is the last one
-    recorded unless given. Written to `out` (.png, .svg or .pdf) if given.
+    `round` defaults to the last one recorded; `out` is the file of the figure (.png, .svg or .pdf),
+    not written by default.
 
     Raises:
-        InputError: a run without recorded features, or a file that cannot be written.
+        InputError: a run has no recorded features, or the file cannot be written.
     """
     from fedsim.report.features import features_figure
     from fedsim.report.figures import check_target, write_figure
@@ -176,7 +169,7 @@ def features(
 
 @contextmanager
 def _in_file(source: Source) -> Iterator[None]:
-    """Begin an error's message with the experiment's file, if it comes from one."""
+    """Prefix the messages of `InputError` with the experiment's file, if it comes from one."""
     try:
         yield
     except InputError as error:
@@ -185,7 +178,8 @@ def _in_file(source: Source) -> Iterator[None]:
         raise InputError(f"{source}: {error}") from error
 
 
-def _fresh_data(experiment: Experiment) -> tuple[Any, Manifest]:
+def load_data(experiment: Experiment) -> tuple[Dataset, Manifest]:
+    """Load an experiment's data set and partition it."""
     dataset = build.build_dataset(experiment)
     return dataset, build.build_partition(experiment, dataset)
 
@@ -194,6 +188,7 @@ __all__ = [
     "InputError",
     "build_model",
     "features",
+    "load_data",
     "open_executor",
     "partition",
     "prepare",

@@ -35,13 +35,20 @@ class Update:
 
     `tensors` is a tree, ``{"model": Params}`` for methods that send the whole model; `weight`
     is the client's weight in a weighted mean, usually its number of training samples (> 0).
-    `client` is the sender, filled in by the server; None for the mean of several.
+    `client` is who sent it, which the server fills in; None for a mean over several.
     """
 
     tensors: Tree
     weight: float
     metrics: Metrics = field(default_factory=dict)
     client: int | None = None
+
+
+@dataclass
+class AuditedUpdate(Update):
+    """An update with `claims` for `Audited.audit`, which the server never sees."""
+
+    claims: Any = None
 
 
 @dataclass
@@ -57,13 +64,13 @@ class GroupUpdate:
     states: list[Any]
 
     def split(self) -> list[Update]:
-        """Return the update of each client."""
+        """Return one update a client."""
         pieces = {key: rows.split() for key, rows in self.tensors.items()}
         rows = enumerate(zip(self.weights, self.metrics, strict=True))
         return [Update({key: p[i] for key, p in pieces.items()}, w, m) for i, (w, m) in rows]
 
     def take(self, order: list[int]) -> GroupUpdate:
-        """Return the clients in another order."""
+        """Return the same of the clients in another order."""
         if order == list(range(len(order))):
             return self
         return GroupUpdate(
@@ -81,7 +88,7 @@ class GroupUpdate:
 
 @dataclass(slots=True)
 class ClientContext:
-    """Read-only context passed to a client method.
+    """What a client method may know of its surroundings.
 
     `model` is the worker's resident model: load a payload into it before use; nothing left in
     it survives the call. `initial` are the experiment's initial weights, the same everywhere.
@@ -188,28 +195,23 @@ class Client:
         return metrics
 
 
-@dataclass
-class AuditedUpdate(Update):
-    """An update with `claims` for `Audited.audit`; they stay on the worker."""
+class Heterogeneous:
+    """Mixin of client methods whose clients may send tensors of different names and shapes.
 
-    claims: Any = None
+    Of other methods a client whose tensors differ from those of most is screened out.
+    """
 
 
 class Audited:
-    """Mixin of client methods with claims about their data that can be checked for the record."""
+    """Mixin of client methods that are compared with labels that they may not read.
+
+    `train` returns an `AuditedUpdate`; the platform then calls `audit`, for the record alone.
+    """
 
     def audit(self, claims: Any, view: View, ctx: ClientContext) -> Mapping[str, float]:
-        """Return metrics of how right `AuditedUpdate.claims` are.
+        """Return metrics of how right the claims of an update are.
 
-        The platform calls this after `train`. `view` holds the client's training samples with all
-        their labels, also those that the client itself may not read. The metrics are recorded with
-        the client's others; neither they nor the claims reach the server.
+        `view` are the client's training samples with all their labels, also those that the client
+        itself may not read. The metrics are recorded with the client's others.
         """
-        raise NotImplementedError(f"{type(self).__name__} makes claims that it does not audit")
-
-
-class Heterogeneous:
-    """Mixin of client methods whose clients send tensors of different names or shapes.
-
-    Without it an update that differs from the others is left out of the round.
-    """
+        raise NotImplementedError(f"{type(self).__name__} does not define audit")

@@ -1,29 +1,42 @@
-"""The errors a user can meet, and the sentences they are told in."""
+"""Exceptions shown to the user, and how their messages are worded."""
 
 from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 class FedsimError(Exception):
-    """Base of every error fedsim raises on purpose."""
+    """Base of all errors that fedsim raises on purpose."""
 
 
 class InputError(FedsimError, ValueError):
-    """Bad input: the message names the key, the value and what is allowed. Exit status 2."""
+    """Bad input: the message names the key, its value and the allowed ones. Exit status 2."""
 
 
 class RunFailed(FedsimError, RuntimeError):
-    """A run stopped because of what happened in it; its folder stays resumable. Exit status 1."""
+    """A run stopped with an error; its folder stays resumable. Exit status 1."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return a sentence tail naming the closest allowed name, or an empty string."""
+    """Return `` Did you mean 'x'?`` with the closest allowed name, or an empty string."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(subject: str, name: str, allowed: Iterable[str]) -> None:
+    """Raise `InputError` with the allowed names and the nearest one unless `name` is allowed.
+
+    Example: ``check_choice("a workload", "W5", ["W1", "W2"])``.
+    """
+    allowed = list(allowed)
+    if name not in allowed:
+        raise InputError(
+            f"{subject} must be one of {', '.join(allowed)}, got {name!r}.{nearest(name, allowed)}"
+        )
 
 
 def check(condition: bool, requirement: str, got: object) -> None:
@@ -35,13 +48,27 @@ def check(condition: bool, requirement: str, got: object) -> None:
         raise InputError(f"{requirement}, got {got!r}")
 
 
-def reason(error: BaseException, path: Path | None = None) -> str:
-    """Return ``file:line: Type: message`` for the frame at fault, the last one in `path` if given.
+def os_reason(error: OSError) -> str:
+    """Return the operating system's reason, without error number and file name."""
+    return error.strerror or str(error)
+
+
+@contextmanager
+def os_errors_as(kind: type[FedsimError], failure: str) -> Iterator[None]:
+    """Turn an `OSError` in the block into ``kind("<failure>: <the system's reason>")``."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{failure}: {os_reason(error)}") from error
+
+
+def describe(error: BaseException, path: Path | None = None) -> str:
+    """Return ``file:line: Type: message`` for the innermost frame, or the innermost in `path`.
 
     Frames of this module and of the import system do not count.
     """
-    text = next(iter(str(error).splitlines()), "")
-    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    first_line = next(iter(str(error).splitlines()), "")
+    text = f"{type(error).__name__}: {first_line}".removesuffix(": ")
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     frames = [
@@ -49,7 +76,7 @@ def reason(error: BaseException, path: Path | None = None) -> str:
         for f in traceback.extract_tb(error.__traceback__)
         if f.filename != __file__ and not f.filename.startswith("<frozen")
     ]
-    own = [f for f in frames if path is not None and f.filename == str(path)]
-    for frame in reversed(own or frames):
-        return f"{frame.filename}:{frame.lineno}: {what}"
-    return what
+    inside = [f for f in frames if path is not None and f.filename == str(path)]
+    for frame in reversed(inside or frames):
+        return f"{frame.filename}:{frame.lineno}: {text}"
+    return text

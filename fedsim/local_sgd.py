@@ -1,4 +1,4 @@
-"""The import path of `Fit` and `LocalSGD` in users' files; they live in `fedsim.training`."""
+"""Import path of `Fit` and `LocalSGD` in users' files; see `fedsim.training.local_sgd`."""
 
 from fedsim.training.local_sgd import Fit, LocalSGD
 

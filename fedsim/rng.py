@@ -1,7 +1,7 @@
 """Random streams: every draw comes from a generator derived from (seed, purpose, round, client).
 
-Two draws with different addresses are independent; the same address always gives the same
-stream, on any worker and after any resume. Nothing here touches a global generator.
+Streams at different addresses are independent; the same address always gives the same stream, on
+any worker and after any resume.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 def derive(seed: int, purpose: str, round: int = 0, client: int = -1) -> int:
     """Return a 63-bit seed for the stream at this address.
 
-    `client` is -1 for draws that belong to no client.
+    `client` is -1 for draws outside any client.
     """
     address = f"{seed}/{purpose}/{round}/{client}".encode()
     digest = hashlib.blake2b(address, digest_size=8).digest()
@@ -38,7 +38,7 @@ def numpy_generator(
 
 
 def seed_generators(device: torch.device, seed: int) -> None:
-    """Seed torch's global generators, which dropout draws from, of the CPU and of a GPU in use."""
+    """Seed torch's global generators, which dropout uses: the CPU's and that of a GPU `device`."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
@@ -46,7 +46,7 @@ def seed_generators(device: torch.device, seed: int) -> None:
 
 @contextmanager
 def seeded_globals(seed: int, purpose: str, round: int) -> Iterator[None]:
-    """Seed `random` and numpy's global generator, which Flower's strategies draw from."""
+    """Seed `random` and numpy's global generator in the block, for strategies of Flower."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     address = derive(seed, purpose, round)
     random.seed(address)

@@ -1,10 +1,10 @@
-"""Experiment trackers: what a run measures, sent to TensorBoard, MLflow or Weights & Biases.
+"""Experiment trackers: log metrics to TensorBoard, MLflow or Weights & Biases.
 
     fedsim run mine.yaml --track tensorboard --track mlflow
     fedsim.run("mine.yaml", progress=Tracked([TensorBoard()]))
 
-A tracker of your own is a subclass of `Tracker`. The libraries are optional; each is imported when
-its tracker is made. What a tracker raises stops the run, which can then be resumed without it.
+Subclass `Tracker` for other services. The libraries are optional and imported by their trackers. An
+exception in a tracker stops the run, which can then be resumed without it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.errors import InputError, nearest
+from fedsim.errors import InputError, check_choice
 from fedsim.rounds.progress import Progress
 from fedsim.runs.summary import Table
 
@@ -26,23 +26,22 @@ if TYPE_CHECKING:
 
 
 class Tracker:
-    """Gets what is measured; the base class does nothing with it."""
+    """Base of the trackers; logs nothing."""
 
     def begin(self, experiment: Experiment, folder: Path, first_round: int) -> None:
-        """Take note of a run; `first_round` is above 1 where it is resumed."""
+        """Begin a run; `first_round` is above 1 if it is resumed."""
 
     def log(self, round: int, metrics: Mapping[str, float]) -> None:
-        """Take note of the values of a round, by name."""
+        """Log the metrics of a round, by name."""
 
     def end(self, finished: bool) -> None:
-        """The run has ended; `finished` is false where it failed or was interrupted."""
+        """End a run; `finished` is false if it failed or was interrupted."""
 
 
 class Tracked(Progress):
-    """Progress that also goes to trackers; `shown` is what the user sees of it.
+    """Progress that also goes to trackers; `shown` is the display for the user.
 
-    With `clients` the last values of every single client are logged at the end, as
-    ``client-<id>/<name>``.
+    With `clients` the last values of every client are logged at the end, as ``client-<id>/<name>``.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class Tracked(Progress):
 
 
 class TensorBoard(Tracker):
-    """Event files in the run's folder ``tensorboard``: ``tensorboard --logdir runs`` shows them."""
+    """Event files in the run's folder ``tensorboard``, for ``tensorboard --logdir runs``."""
 
     def __init__(self) -> None:
         _library("tensorboard", "tensorboard")
@@ -121,9 +120,9 @@ class TensorBoard(Tracker):
 
 
 class MLflow(Tracker):
-    """A run of the MLflow experiment named as the fedsim one, at MLflow's own tracking address.
+    """A run in the MLflow experiment of the same name, at MLflow's configured tracking address.
 
-    A run that is resumed goes on in the same MLflow run.
+    A resumed run continues the same MLflow run.
     """
 
     def __init__(self) -> None:
@@ -133,17 +132,20 @@ class MLflow(Tracker):
         from fedsim.report.groups import flat
 
         self._client = self._mlflow.MlflowClient()
-        found = self._client.get_experiment_by_name(experiment.name)
-        parent = found.experiment_id if found else self._client.create_experiment(experiment.name)
+        name = experiment.name
+        existing = self._client.get_experiment_by_name(name)
+        parent = existing.experiment_id if existing else self._client.create_experiment(name)
         tag = str(folder.resolve())
-        wanted = f"tags.folder = '{tag}'"
-        runs = self._client.search_runs([parent], wanted) if first_round > 1 else []
+        query = f"tags.folder = '{tag}'"
+        runs = self._client.search_runs([parent], query) if first_round > 1 else []
         if runs:
             self._run = runs[0].info.run_id
             self._client.update_run(self._run, status="RUNNING")
             return
-        name = f"seed-{experiment.seed}"
-        self._run = self._client.create_run(parent, tags={"folder": tag}, run_name=name).info.run_id
+        run = self._client.create_run(
+            parent, tags={"folder": tag}, run_name=f"seed-{experiment.seed}"
+        )
+        self._run = run.info.run_id
         for key, value in flat(experiment.model_dump()).items():
             self._client.log_param(self._run, key, value)
 
@@ -158,7 +160,7 @@ class MLflow(Tracker):
 
 
 class WandB(Tracker):
-    """A run of the Weights & Biases project ``fedsim``; ``WANDB_MODE=offline`` keeps it here."""
+    """A run in the Weights & Biases project ``fedsim``; ``WANDB_MODE=offline`` keeps it local."""
 
     def __init__(self) -> None:
         self._wandb: Any = _library("wandb", "wandb")
@@ -186,17 +188,13 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLfl
 
 
 def make_trackers(names: Sequence[str]) -> list[Tracker]:
-    """Return the trackers of these names.
+    """Return the trackers with these names.
 
     Raises:
-        InputError: an unknown name, or a library that is not installed.
+        InputError: an unknown name, or a library is not installed.
     """
     for name in names:
-        if name not in TRACKERS:
-            raise InputError(
-                f"--track must be one of {', '.join(TRACKERS)}, got {name!r}."
-                f"{nearest(name, list(TRACKERS))}"
-            )
+        check_choice("--track", name, TRACKERS)
     return [TRACKERS[name]() for name in dict.fromkeys(names)]
 
 

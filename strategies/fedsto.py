@@ -37,7 +37,7 @@ from fedsim.maths.orthogonality import Orthogonality, Sides
 from fedsim.params import Params
 from fedsim.params.filters import in_backbone
 from fedsim.strategy import ServerContext, Strategy, mean_update
-from fedsim.training.sgd import SGD, Training
+from fedsim.training.local_sgd import SGD, Fit, ServerRound
 
 Ortho = Literal["none", "srip_min", "srip_two_sided"]
 SIDES: dict[Ortho, Sides] = {"none": "shorter", "srip_min": "shorter", "srip_two_sided": "both"}
@@ -134,8 +134,8 @@ class FedSTO(Strategy):
             joined = self.join(state, updates)
             metrics["update_norm"] = (joined.model - state.model).norm()
             state = joined
-        model, training = self.train(state.model, round)
-        return replace(state, model=model, round=round), metrics | training
+        model, found = self.train(state.model, round)
+        return replace(state, model=model, round=round), metrics | found
 
     def join(self, state: State, updates: Sequence[Update]) -> State:
         """Return the state with the clients' mean, of all tensors or of some, in the model."""
@@ -147,40 +147,37 @@ class FedSTO(Strategy):
         assert ctx is not None
         assert ctx.server is not None
         ctx.model.load(model)
-        lam, sides = self._lam(round), SIDES[self.config.ortho]
-        everywhere = self.config.penalised == "all"
-        trainer = _Supervised(self.config.training(), lam, sides, everywhere)
-        training = Training(
-            model=ctx.model, view=ctx.server, round=round, num_classes=ctx.num_classes
-        )
-        loss = trainer.run(training, ctx.generator("fedsto/server", round))["train_loss"]
-        metrics = {"server_loss": loss}
-        if lam:
-            metrics["ortho"] = trainer.excess(training)
-        return ctx.model.params(), metrics
+        config = self.config
+        payload = {"lam": self._lam(round), "sides": SIDES[config.ortho], "all": config.penalised}
+        method = _ServerTraining(config.training())
+        generator = ctx.generator("fedsto/server", round)
+        place = ServerRound(ctx.model, round, ctx.num_classes)
+        fit, metrics = method.fit(payload, None, ctx.server, generator, place)
+        found = {"server_loss": metrics["train_loss"]}
+        if payload["lam"]:
+            found["ortho"] = method.excess(fit)
+        return ctx.model.params(), found
 
 
-class _Supervised(SGD[Training]):
-    """SGD on the labelled images, with lam R where lam is not 0."""
+class _ServerTraining(SGD):
+    """SGD on the labelled images, with the penalty where the payload weighs it."""
 
-    def __init__(self, config: SGD.Config, lam: float, sides: Sides, everywhere: bool) -> None:
-        super().__init__(config)
-        self._lam, self._everywhere = lam, everywhere
-        self._ortho = Orthogonality(sides)
+    def prepare(self, fit: Fit) -> None:
+        super().prepare(fit)
+        everywhere = fit.payload["all"] == "all"
+        fit.scratch["ortho"] = Orthogonality(fit.payload["sides"])
+        fit.scratch["V"] = {
+            n: p for n, p in fit.named().items() if everywhere or not in_backbone(n)
+        }
 
-    def _filters(self, fit: Training) -> dict[str, Tensor]:
-        """Return V, the weights that R is of."""
-        named = fit.named().items()
-        return {n: p for n, p in named if self._everywhere or not in_backbone(n)}
-
-    def loss(self, fit: Training, x: Tensor, y: Any) -> Tensor | None:
+    def loss(self, fit: Fit, x: Tensor, y: Any) -> Tensor | None:
         loss = super().loss(fit, x, y)
-        if loss is None or not self._lam:
+        if loss is None or not fit.payload["lam"]:
             return loss
-        return loss + self._lam * self._ortho(self._filters(fit))
+        return loss + fit.payload["lam"] * fit.scratch["ortho"](fit.scratch["V"])
 
     @torch.no_grad()
-    def excess(self, fit: Training) -> float:
-        """Return R less its minimum."""
-        v = self._filters(fit)
-        return float(self._ortho(v)) - self._ortho.floor(v)
+    def excess(self, fit: Fit) -> float:
+        """Return R less what it is at least."""
+        ortho, v = fit.scratch["ortho"], fit.scratch["V"]
+        return float(ortho(v)) - ortho.floor(v)

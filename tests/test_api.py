@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,19 @@ from fedsim.config.yaml import dump_yaml
 from fedsim.errors import InputError
 from fedsim.rounds.progress import Progress
 from tests.support.runs import assert_same, measured, tiny
+
+
+def test_every_public_name_is_listed_and_imported_on_first_use() -> None:
+    code = (
+        "import sys, fedsim\n"
+        "names = dir(fedsim)\n"
+        "print('torch' in sys.modules, {'run', 'Fit', 'Strategy'} <= set(names))\n"
+        "print(sorted(fedsim._HOMES) == fedsim.__all__, all(hasattr(fedsim, n) for n in names))\n"
+        "from fedsim.local_sgd import Fit, LocalSGD\n"
+        "print(Fit is fedsim.Fit, LocalSGD is fedsim.LocalSGD)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False True", "True True", "True True"]
 
 
 def test_file_mapping_and_overrides_are_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trackers get every value once, in the libraries' own files."""
+"""Trackers log every value once, in the libraries' own files."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""The limit: federated averaging as one would write it by hand, with no framework at all.
+"""Hand-written federated averaging without a framework, the reference of `fedsim bench`.
 
 Two processes of one thread each share the weights and their sums through shared memory and take
-clients from a list, the largest first. Kernels are the fastest found for each workload: resident
-flat parameters, channels-last convolutions, no optimiser object, and several clients in one
-batched matrix product (the perceptron) or one grouped convolution (small batches of small
+clients from a list, the largest first. The kernels are the fastest known for each workload:
+resident flat parameters, channels-last convolutions, no optimiser object, and several clients in
+one batched matrix product (the perceptron) or one grouped convolution (small batches of small
 networks). `eager` is the plain textbook loop instead.
 
-The limit trains on the same partition, cohorts and batch orders as fedsim, so that its weights can
-be compared with fedsim's. It records, checks and saves nothing.
+The loop trains on the same partition, cohorts and batch orders as fedsim, so that the weights can
+be compared. It records, checks and saves nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fedsim.engine.process import keep_memory
 from fedsim.params import FlatModel
 
 GROUP = 17
-"""Clients in one batched product; 100 clients over two processes are three even groups each."""
+"""Clients in one batched product; 100 clients on two processes make three even groups each."""
 
 CONVOLUTION_BYTES = 3 * 2**20
 """Largest activation of the clients in one grouped convolution (10 images each: 8 clients)."""
@@ -116,10 +116,9 @@ def _work(
     module = build_model(experiment, card)
     options = experiment.client.options
     kernel: _Convolutional | _Batched | _Grouped
-    together = CONVOLUTION_BYTES // (options["batch_size"] * getattr(module, "sample_bytes", 2**30))
-    if experiment.model.name == "cnn" and together > 1 and not eager:
+    size = CONVOLUTION_BYTES // (options["batch_size"] * getattr(module, "sample_bytes", 2**30))
+    if experiment.model.name == "cnn" and size > 1 and not eager:
         kernel = _Grouped(module, options, images.permute(0, 3, 1, 2), labels)
-        size = together
     elif experiment.model.name == "mlp" and not eager:
         kernel = _Batched(module, options, images.flatten(1), labels)
         size = GROUP
@@ -144,10 +143,9 @@ def _work(
                 break
             rows = []
             for client in group:
-                own = torch.from_numpy(manifest.client(client).train).long()
-                seed = rng.derive(experiment.seed, "client", job.round, client)
-                order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
-                rows.append(own[order])
+                train = torch.from_numpy(manifest.client(client).train).long()
+                generator = rng.torch_generator(experiment.seed, "client", job.round, client)
+                rows.append(train[torch.randperm(len(train), generator=generator)])
             kernel.train(start, rows, total)
             weight += sum(len(r) for r in rows)
         pipe.send(weight)
@@ -173,13 +171,13 @@ class _Convolutional:
                 parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
     def train(self, start: Tensor, rows: list[Tensor], total: Tensor) -> None:
-        for own in rows:
+        for order in rows:
             if self.eager:
                 for name, view in self.flat.layout.views(start).items():
                     self.module.get_parameter(name).data.copy_(view)
             else:
                 self.flat.flat.copy_(start)
-            x, y = self.x[own], self.y[own]
+            x, y = self.x[order], self.y[order]
             parameters = self.flat.parameters
             for images, labels in zip(x.split(self.batch), y.split(self.batch), strict=True):
                 loss = F.cross_entropy(self.module(images), labels)
@@ -198,7 +196,7 @@ class _Convolutional:
                 if self.eager:
                     for name, view in self.flat.layout.views(self.flat.flat).items():
                         view.copy_(self.module.get_parameter(name))
-                total.add_(self.flat.flat, alpha=float(len(own)))
+                total.add_(self.flat.flat, alpha=float(len(order)))
 
 
 class _Batched:
@@ -257,7 +255,7 @@ class _Grouped:
 
     @torch.no_grad()
     def train(self, start: Tensor, rows: list[Tensor], total: Tensor) -> None:
-        """Train clients given largest first, so that those still at work are the first rows."""
+        """Train clients sorted largest first, so that the unfinished ones are the first rows."""
         flat = start.repeat(len(rows), 1)
         sizes = torch.tensor([len(r) for r in rows])
         index = torch.stack([F.pad(r, (0, len(rows[0]) - len(r))) for r in rows])

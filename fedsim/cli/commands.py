@@ -1,31 +1,26 @@
-"""The command line: every verb is one call into the API; errors become exit codes.
+"""The verbs of the command line, each one call into the API; errors become exit codes.
 
-Exit status: 0 done, 1 a run failed, 2 bad input, 130 interrupted (and resumable).
-Everything heavy is imported inside the verb that needs it, so that ``--help`` is instant.
+Exit status: 0 success, 1 a run failed, 2 bad input, 130 interrupted (and resumable).
+Heavy modules are imported inside the verb that needs them, so that ``--help`` is instant.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import click
 import typer
 
-from fedsim.errors import InputError, RunFailed
-
-if TYPE_CHECKING:
-    from fedsim.rounds.progress import Progress
+from fedsim.cli.watch import sigterm_interrupts, watched
+from fedsim.errors import InputError, RunFailed, describe
 
 app = typer.Typer(
     name="fedsim",
-    help="Federated-learning simulation: one file, one command, the same bits every time.",
+    help="Federated-learning simulation, bit-for-bit reproducible.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -33,46 +28,51 @@ app = typer.Typer(
     suggest_commands=False,  # click does
 )
 
-TrackOption = Annotated[
+File = Annotated[str, typer.Argument(metavar="FILE")]
+Folder = Annotated[Path, typer.Argument(metavar="RUN")]
+Folders = Annotated[list[str], typer.Argument(metavar="RUN...")]
+Set = Annotated[
     list[str] | None,
-    typer.Option("--track", metavar="tensorboard|mlflow|wandb", help="Also send metrics there."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as client.lr=0.1."),
 ]
-TrackClientsOption = Annotated[
-    bool, typer.Option("--track-clients", help="Also the last values of every client.")
+Seeds = Annotated[
+    str | None, typer.Option(metavar="SEED,SEED...", help="Run once for each seed, such as 0,1,2.")
 ]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder that holds the runs.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the runs.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing runs.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="tensorboard|mlflow|wandb", help="Also log metrics there."),
+]
+TrackClients = Annotated[
+    bool, typer.Option("--track-clients", help="Also log the last values of every client.")
+]
+Figure = Annotated[Path, typer.Option("--out", help="Figure file: .png, .svg or .pdf.")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status; `argv` is ``sys.argv[1:]`` unless given."""
+    """Run the command line, with ``sys.argv[1:]`` by default, and return its exit status."""
     try:
         status = app(args=None if argv is None else list(argv), standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except (KeyboardInterrupt, click.Abort):
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output is gone; without this the interpreter complains at its end.
+        # The reader of our output is gone; otherwise the interpreter complains on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        from fedsim.errors import reason
+        expected = isinstance(error, InputError | RunFailed)
+        print(f"error: {error if expected else describe(error)}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
 
-        print(f"error: {reason(error)}", file=sys.stderr)
-        return 1
 
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(f"fedsim {version('fedsim')}")
@@ -93,121 +93,101 @@ def _root(
 
 @app.command()
 def run(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Experiment file (YAML).")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a value: client.lr=0.1"),
-    ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Run once for each seed, such as 0,1,2.")
-    ] = None,
-    out: OutOption = Path("runs"),
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
-    track: TrackOption = None,
-    track_clients: TrackClientsOption = False,
-) -> int:
-    """Run an experiment."""
-    chosen: list[int | None] = [None] if seeds is None else [*_parse_seeds(seeds)]
+    file: File,
+    set_: Set = None,
+    seeds: Seeds = None,
+    out: Out = Path("runs"),
+    force: Force = False,
+    track: Track = None,
+    track_clients: TrackClients = False,
+) -> None:
+    """Run an experiment.
+
+    FILE is an experiment file (YAML).
+    """
     overrides = list(set_ or ())
-    if seeds is not None and any(o.partition("=")[0].strip() == "seed" for o in overrides):
-        raise InputError(f"the seed is given twice: --set seed=... and --seeds {seeds}")
-    if seeds is not None and not force:
-        _refuse_existing(file, overrides, out, _parse_seeds(seeds))
+    chosen: Sequence[int | None] = [None]
+    if seeds is not None:
+        chosen = _parse_seeds(seeds)
+        if any(o.partition("=")[0].strip() == "seed" for o in overrides):
+            raise InputError(f"the seed is given twice: --set seed=... and --seeds {seeds}")
+        _check_folders(file, overrides, chosen, out, force)
     for seed in chosen:
-        with _watched(track=track or (), track_clients=track_clients) as progress:
+        with watched(track=track or (), track_clients=track_clients) as progress:
             import fedsim
 
             fedsim.run(file, set=overrides, seed=seed, out=out, force=force, progress=progress)
-    return 0
 
 
 @app.command()
 def sweep(
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Sweep file or experiment file (YAML).")
-    ],
+    file: File,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=A,B", help="Values to try: client.lr=0.1,0.2"),
+        typer.Option("--set", metavar="KEY=A,B", help="Values to try, such as client.lr=0.1,0.2."),
     ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Run all once for each seed, such as 0,1,2.")
-    ] = None,
-    out: OutOption = Path("runs"),
+    seeds: Seeds = None,
+    out: Out = Path("runs"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; one a core unless given.")
+        int | None, typer.Option(min=1, help="Concurrent runs; one for each core by default.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace existing runs.")] = False,
+    force: Force = False,
 ) -> int:
-    """Run every combination of variants, values and seeds; again to resume."""
+    """Run every combination of variants, values and seeds.
+
+    FILE is a sweep file or an experiment file (YAML). The same command resumes a sweep that was
+    interrupted.
+    """
     from fedsim.sweeps.sweep import sweep, table, table_text
     from fedsim.sweeps.view import View
 
     chosen = None if seeds is None else _parse_seeds(seeds)
-    views: list[View] = []
-
-    def show(*arguments: Any) -> View:
-        views.append(View(*arguments))
-        return views[0]
-
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        runs = sweep(file, set=set_ or (), seeds=chosen, out=out, jobs=jobs, force=force, view=show)
+        with sigterm_interrupts():
+            runs = sweep(
+                file, set=set_ or (), seeds=chosen, out=out, jobs=jobs, force=force, view=View
+            )
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command resumes the sweep", file=sys.stderr)
         return 130
-    finally:
-        for view in views:
-            view.close()
-        signal.signal(signal.SIGTERM, previous)
-    print()
-    print(table_text(table(runs)))
+    print(f"\n{table_text(table(runs))}")
     return 0
 
 
 @app.command()
-def resume(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
-    track: TrackOption = None,
-    track_clients: TrackClientsOption = False,
-) -> int:
-    """Go on with an interrupted or failed run."""
-    with _watched(folder, track or (), track_clients) as progress:
+def resume(folder: Folder, track: Track = None, track_clients: TrackClients = False) -> None:
+    """Resume an interrupted or failed run.
+
+    RUN is the folder of the run.
+    """
+    with watched(folder, track or (), track_clients) as progress:
         import fedsim
 
         run = fedsim.resume(folder, progress=progress)
     if progress.folder is None:
         print(f"{folder} has finished: round {run.rounds_done} of {run.config.rounds}")
-    return 0
 
 
 @app.command("list")
-def list_(
-    kind: Annotated[
-        str,
-        typer.Argument(metavar="KIND", help="strategies, clients, datasets, partitions or models."),
-    ],
-) -> None:
-    """List the components that an experiment can name."""
+def list_(kind: Annotated[str, typer.Argument(metavar="KIND")]) -> None:
+    """List the components that an experiment can name.
+
+    KIND is strategies, clients, datasets, partitions or models.
+    """
     from fedsim.components.lookup import names
 
-    found = names(kind)
-    width = max(map(len, found), default=0)
-    for name, description in found.items():
+    descriptions = names(kind)
+    width = max(map(len, descriptions), default=0)
+    for name, description in descriptions.items():
         print(f"{name:<{width}}  {description}")
 
 
 @app.command()
-def show(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|KIND:NAME",
-            help="Folder of a run, or a component such as strategy:fedavg.",
-        ),
-    ],
-) -> None:
-    """Show a run or a component."""
+def show(what: Annotated[str, typer.Argument(metavar="RUN|KIND:NAME")]) -> None:
+    """Show a run, or a component and its options.
+
+    RUN is the folder of a run; a component is named like strategy:fedavg.
+    """
     from fedsim.cli.show import show_component, show_run
 
     kind, colon, name = what.partition(":")
@@ -224,19 +204,20 @@ def show(
 
 @app.command()
 def partition(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Experiment file (YAML).")],
-    out: Annotated[Path, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a value: partition.alpha=0.1"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The file's seed unless given.")] = None,
+    file: File,
+    out: Figure,
+    set_: Set = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; that of the file by default.")] = None,
     manifest: Annotated[
         Path | None,
-        typer.Option("--manifest", help="Also write who owns what (.npz), for {name: file}."),
+        typer.Option("--manifest", help="Also write the partition (.npz), for {name: file}."),
     ] = None,
 ) -> None:
-    """Draw who owns what: classes, sizes, the long tail, domains."""
+    """Plot how the data are divided among the clients.
+
+    FILE is an experiment file (YAML). The figure shows classes, client sizes, the long tail and
+    domains.
+    """
     import fedsim
 
     fedsim.partition(file, set=set_ or (), seed=seed, out=out, manifest=manifest)
@@ -246,11 +227,15 @@ def partition(
 
 @app.command()
 def features(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs.")],
-    out: Annotated[Path, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")],
-    round: Annotated[int | None, typer.Option(help="The last one recorded unless given.")] = None,
+    runs: Folders,
+    out: Figure,
+    round: Annotated[int | None, typer.Option(help="Round; the last one by default.")] = None,
 ) -> None:
-    """Draw what evaluation.features recorded: class means, directions used, classifier norms."""
+    """Plot the features that runs recorded (evaluation.features).
+
+    RUN is the folder of a run. The figure shows class means, the directions they use and the norms
+    of the classifiers.
+    """
     import fedsim
 
     fedsim.features(runs, round=round, out=out)
@@ -259,32 +244,31 @@ def features(
 
 @app.command()
 def compare(
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN...", help="Folders of runs or of a sweep; globs welcome."),
-    ],
+    runs: Folders,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", metavar="NAME", help="Metric; the accuracies there are if none."),
+        typer.Option("--metric", metavar="NAME", help="Metric; all accuracies by default."),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Run that the others are compared with; FedAvg if none.")
+        str | None, typer.Option(help="Run to compare the others with; FedAvg by default.")
     ] = None,
     choice: Annotated[
-        str,
-        typer.Option(metavar="last|mean-of-last-K|best-on-validation", help="Which round counts."),
+        str, typer.Option(metavar="last|mean-of-last-K|best-on-validation", help="Rounds to use.")
     ] = "last",
     target: Annotated[
-        float | None, typer.Option(help="Also rounds, bytes and seconds to this value: 0.9")
+        float | None, typer.Option(help="Also report rounds, bytes and seconds to this value.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Also write a page: report.html")
+        Path | None, typer.Option("--out", help="Also write a page, such as report.html.")
     ] = None,
     different_data: Annotated[
-        bool, typer.Option("--different-data", help="Allow other data and partitions.")
+        bool, typer.Option("--different-data", help="Allow different data and partitions.")
     ] = False,
 ) -> None:
-    """Compare strategies over seeds, with intervals and paired tests."""
+    """Compare runs over seeds, with intervals and paired tests.
+
+    RUN is the folder of a run or a sweep, or a glob pattern.
+    """
     import fedsim
 
     if out is not None:
@@ -308,13 +292,18 @@ def compare(
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
-    to: Annotated[str, typer.Option("--to", metavar="csv|parquet|weights", help="File format.")],
+    folder: Folder,
+    to: Annotated[
+        str, typer.Option("--to", metavar="csv|parquet|weights|weights-fp16", help="Format.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the files; the run's own unless given.")
+        Path | None, typer.Option("--out", help="Folder; RUN/export by default.")
     ] = None,
 ) -> None:
-    """Write a run's metrics, or its model's weights, to files that other programs read."""
+    """Export the metrics or the model weights of a run.
+
+    RUN is the folder of the run.
+    """
     from fedsim.runs.export import export_run
 
     for path in export_run(folder, to, out):
@@ -323,10 +312,13 @@ def export(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(metavar="strategy|client", help="What to write.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, such as trimmed-mean.")],
+    kind: Annotated[str, typer.Argument(metavar="strategy|client")],
+    name: Annotated[str, typer.Argument(metavar="NAME")],
 ) -> None:
-    """Write a strategy or client method to start from, and its test, into this folder."""
+    """Start a strategy or client method of your own.
+
+    Writes a working module, named like trimmed-mean, and its test into the current folder.
+    """
     from fedsim.cli.new import write_new
 
     for path in write_new(kind, name, Path()):
@@ -335,16 +327,17 @@ def new(
 
 @app.command()
 def bench(
-    workloads: Annotated[
-        list[str] | None, typer.Argument(metavar="[W1..W4]", help="Workloads; all unless given.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Repetitions, interleaved.")] = 3,
+    workloads: Annotated[list[str] | None, typer.Argument(metavar="[W1..W4]")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of fedsim and the loop.")] = 3,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds; the workload's own unless given.")
+        int | None, typer.Option(min=1, help="Rounds in a turn; set by the workload by default.")
     ] = None,
 ) -> None:
-    """Time fedsim against a hand-written PyTorch loop."""
-    from fedsim.bench import main as run_bench
+    """Time fedsim against a hand-written PyTorch loop.
+
+    All workloads are run by default.
+    """
+    from fedsim.bench.timing import main as run_bench
 
     run_bench(list(workloads or ()), repeats, rounds)
 
@@ -358,86 +351,18 @@ def _parse_seeds(text: str) -> list[int]:
                 f"got {text!r}"
             )
         seeds.append(int(part))
-    repeated = sorted({s for s in seeds if seeds.count(s) > 1})
-    if repeated:
+    if len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds must name each seed once, got {text!r}")
     return seeds
 
 
-def _refuse_existing(file: str, overrides: list[str], out: Path, seeds: list[int]) -> None:
-    """Raise before the first of several runs what would stop a later one."""
+def _check_folders(
+    file: str, overrides: list[str], seeds: Sequence[int], out: Path, force: bool
+) -> None:
+    """Raise `InputError` before the first run if the folder of a later one is not vacant."""
     from fedsim.config.reading import load_experiment
+    from fedsim.runs.folder import RunFolder
 
-    experiment = load_experiment(file, overrides)
+    name = load_experiment(file, overrides).name
     for seed in seeds:
-        folder = out / experiment.name / f"seed-{seed}"
-        if folder.exists():
-            raise InputError(
-                f"the run folder {folder} exists: go on with `fedsim resume {folder}`, or replace "
-                "it with --force"
-            )
-
-
-@contextlib.contextmanager
-def _watched(
-    folder: Path | None = None, track: Sequence[str] = (), track_clients: bool = False
-) -> Iterator[Progress]:
-    """Give a run its progress display, and say how to go on if it does not reach its end."""
-    from fedsim.rounds.progress import make_progress
-
-    progress: Progress = make_progress()
-    if track:
-        from fedsim.trackers import Tracked, make_trackers
-
-        progress = Tracked(make_trackers(track), progress, track_clients)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield progress
-    except InputError:
-        progress.close()
-        raise
-    except (KeyboardInterrupt, SystemExit) as error:
-        progress.close()
-        # Ray replaces the handler by one that exits with the signal's number.
-        if isinstance(error, SystemExit) and error.code != signal.SIGTERM:
-            raise
-        where = progress.folder or folder
-        print(
-            f"interrupted; resume with: fedsim resume {where}"
-            if where
-            else "interrupted before the run began",
-            file=sys.stderr,
-        )
-        raise typer.Exit(130) from None
-    except Exception as error:
-        progress.close()
-        where = progress.folder or folder
-        if isinstance(error, RunFailed):
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-            notes = getattr(error, "__notes__", [])  # says where it is logged, if it is
-            if notes:
-                print(*notes, sep="\n", file=sys.stderr)
-            else:
-                _log_traceback(where)
-        if where and f"fedsim resume {where}" not in str(error):
-            print(f"resume with: fedsim resume {where}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    finally:
-        progress.close()
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _log_traceback(folder: Path | None) -> None:
-    """Append the traceback to the run's log, or print it where there is none."""
-    if folder is not None and folder.is_dir():
-        with contextlib.suppress(OSError), open(folder / "log.txt", "a", encoding="utf-8") as log:
-            traceback.print_exc(file=log)
-            print(f"the traceback is in {folder / 'log.txt'}", file=sys.stderr)
-            return
-    traceback.print_exc()
+        RunFolder.create(out, name, seed, force)

@@ -1,4 +1,4 @@
-"""What ``fedsim new`` writes: a strategy or a client method that runs at once, and its test."""
+"""Templates of ``fedsim new``: a working strategy or client method, and its test."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 
 from fedsim.components.lookup import SECTIONS, names
-from fedsim.errors import InputError, nearest
+from fedsim.errors import InputError, check_choice, os_errors_as
 
-_STRATEGY = '''"""{cls}: say here what the rule does, and where it is from."""
+_STRATEGY = '''"""{cls}: say here what the rule does, and cite its source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedsim.strategy import mean_update
 
 @dataclass
 class State:
-    """All that survives a round, and what a checkpoint holds."""
+    """Everything kept between rounds, and saved in checkpoints."""
 
     model: Params  # global weights
 
@@ -52,20 +52,19 @@ class {cls}(Strategy):
         return State(state.model + step), {{"update_norm": step.norm()}}
 '''
 
-_CLIENT = '''"""{cls}: say here what the local work is, and where it is from."""
+_CLIENT = '''"""{cls}: say here what the clients do, and cite its source."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedsim import LocalSGD
+from fedsim import Fit, LocalSGD
 from fedsim.errors import check
-from fedsim.local_sgd import Fit
 from torch import Tensor
 
 
 class {cls}(LocalSGD):
-    """Local SGD that pulls each weight to where the round began: gradient + mu (w - w_start)."""
+    """Local SGD that pulls the weights to the start of the round: gradient + mu (w - w_start)."""
 
     @dataclass(frozen=True)
     class Config(LocalSGD.Config):
@@ -146,15 +145,11 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
     """Write ``<name>.py`` and ``test_<name>.py``; return their paths.
 
     Raises:
-        InputError: an unknown kind, a name that is no name of a module or whose class would hide
-            what its own code uses, a file that is there already, the name of a component or module
-            that there is, or a folder that cannot be written; nothing has been written then.
+        InputError: an unknown kind; a name that no module can have, that a component or module has
+            already, or whose class would shadow a name in its own code; a file that exists; or a
+            folder that is not writable. Nothing has been written then.
     """
-    if kind not in _KINDS:
-        raise InputError(
-            f"what is new must be one of {', '.join(_KINDS)}, got {kind!r}."
-            f"{nearest(kind, list(_KINDS))}"
-        )
+    check_choice("the kind", kind, _KINDS)
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", module) or keyword.iskeyword(module):
         raise InputError(
@@ -181,22 +176,19 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
     if importlib.util.find_spec(module) is not None:
         raise InputError(f"{module}.py would hide the module {module!r}; choose another name")
     try:
-        for path, text in texts.items():
-            path.write_text(text, encoding="utf-8")
-    except OSError as error:
+        with os_errors_as(InputError, f"cannot write in {folder.resolve()}"):
+            for path, text in texts.items():
+                path.write_text(text, encoding="utf-8")
+    except InputError:
         for path in texts:
             path.unlink(missing_ok=True)
-        raise InputError(f"cannot write in {folder.resolve()}: {error.strerror}") from error
+        raise
     return list(texts)
 
 
 def _names_in(template: str) -> set[str]:
-    """Return the names of classes that the code of a template makes, imports or reads."""
-    tree = ast.parse(template.format(cls="_"))
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.alias):
-            found.add(node.name)
-        elif isinstance(node, ast.Name):
-            found.add(node.id)
-    return {name for name in found if name[0].isupper()}
+    """Return the names of classes that the code of a template defines, imports or uses."""
+    nodes = list(ast.walk(ast.parse(template.format(cls="_"))))
+    used = {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.alias)}
+    used |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    return {name for name in used if name[0].isupper()}

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from fedsim.components.registered import Registered, add, component_of_program, entries
 from fedsim.config.references import load_reference
-from fedsim.errors import InputError, nearest, reason
+from fedsim.errors import InputError, describe, nearest
 from fedsim.flower.contracts import is_client_app, strategy_class
 
 SECTIONS = {
@@ -134,7 +134,8 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
             try:
                 obj = source.load()
             except Exception as error:
-                raise InputError(f"{key} is {name!r} ({source.value}): {reason(error)}") from error
+                fault = f"{key} is {name!r} ({source.value}): {describe(error)}"
+                raise InputError(fault) from error
         elif isinstance(source, Registered):
             obj = source.component
         else:
@@ -220,7 +221,7 @@ def _load_built_in(kind: str, source: Path, name: str, key: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise InputError(f"{key} is {name!r}: {reason(error)}") from error
+        raise InputError(f"{key} is {name!r}: {describe(error)}") from error
     if kind in _ARGUMENTS:
         candidates = [v for k, v in vars(module).items() if k == source.stem]
         expected = f"a function {source.stem}"
@@ -305,7 +306,7 @@ def _describe(kind: str, source: Path) -> str:
     try:
         tree = ast.parse(source.read_bytes(), str(source))
     except (OSError, SyntaxError) as error:
-        return f"cannot be read: {reason(error)}"
+        return f"cannot be read: {describe(error)}"
     components: list[ast.FunctionDef | ast.ClassDef | ast.Module] = [tree]
     for node in reversed(tree.body):
         if kind in _ARGUMENTS:

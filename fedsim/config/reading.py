@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedsim.config.experiment import Experiment, Section
 from fedsim.config.yaml import dump_yaml, parse_yaml, show
-from fedsim.errors import InputError, nearest
+from fedsim.errors import InputError, nearest, os_reason
 
 
 def load_experiment(
@@ -104,7 +104,7 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
             f"position {error.start}"
         ) from None
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {os_reason(error)}") from None
     data = parse_yaml(text, str(path))
     if data is None:
         raise InputError(f"{path} is empty: it must hold an experiment (name, rounds, ...)")

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedsim.errors import InputError, nearest, reason
+from fedsim.errors import InputError, describe, nearest
 
 
 def is_file_reference(name: str) -> bool:
@@ -89,7 +89,7 @@ def load_file(path: Path, key: str = "name") -> ModuleType:
         sys.modules.pop(module_name)
         if before is not None:
             sys.modules[module_name] = before
-        raise InputError(f"{key}: {reason(error, path)}") from error
+        raise InputError(f"{key}: {describe(error, path)}") from error
     return module
 
 
@@ -102,6 +102,6 @@ def _import(module: str, name: str, key: str) -> ModuleType:
                 f"{key} is {name!r}, but there is no module {error.name!r} on the Python path "
                 f"(a file is given as './{error.name.replace('.', '/')}.py:...')"
             ) from None
-        raise InputError(f"{key} is {name!r}: {reason(error)}") from error
+        raise InputError(f"{key} is {name!r}: {describe(error)}") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"{key} is {name!r}: {reason(error)}") from error
+        raise InputError(f"{key} is {name!r}: {describe(error)}") from error

@@ -86,7 +86,9 @@ class MethodRunner:
         self._worker.seed_globals(block, job.client)
         state, update = self._client.train(task.payload, task.state, task.data, task.rng, task.ctx)
         report = self._report(job, state, update)
-        if isinstance(self._client, Audited) and isinstance(update, AuditedUpdate):
+        if isinstance(update, AuditedUpdate):
+            if not isinstance(self._client, Audited):
+                raise TypeError(f"{type(self._client).__name__} makes claims but is no Audited")
             seen = replace(job, indices=job.indices._replace(labelled=True))
             audit = self._client.audit(update.claims, self._worker.data(seen).train, task.ctx)
             report.audit = numbers(audit)

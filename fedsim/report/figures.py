@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from fedsim.errors import InputError
-from fedsim.runs.atomic import reason, replace_with
+from fedsim.errors import InputError, os_errors_as
+from fedsim.runs.atomic import replace_with
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,10 +38,8 @@ def write_figure(figure: Figure, path: Path) -> None:
     # Without a date the same picture is the same file.
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     metadata = undated.get(path.suffix.lower())
-    try:
+    with os_errors_as(InputError, f"cannot write {path}"):
         replace_with(path, lambda target: figure.savefig(target, metadata=metadata))
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {reason(error)}") from error
 
 
 def matrix_figure(table: pd.DataFrame, rows: str, columns: str, value: str) -> Figure:

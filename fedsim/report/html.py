@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, os_errors_as
 from fedsim.report.groups import Group, differences
 from fedsim.report.plots import comparison_figures
 from fedsim.report.text import header, notes, rows_of
-from fedsim.runs.atomic import reason, write_atomic
+from fedsim.runs.atomic import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,10 +60,8 @@ def write_page(comparison: Tables, path: Path) -> None:
         InputError: the name does not end in .html, or the file cannot be written.
     """
     check_page(path)
-    try:
+    with os_errors_as(InputError, f"cannot write {path}"):
         write_atomic(path, page(comparison).encode())
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {reason(error)}") from error
 
 
 def check_page(path: Path) -> None:

@@ -86,10 +86,6 @@ class Progress:
         return f"round {round}: {hidden} more events, see metrics.db" if hidden > 0 else None
 
 
-class NullProgress(Progress):
-    """Shows nothing."""
-
-
 class PlainProgress(Progress):
     """Lines of text: the first, the last and every evaluated round, at most two a second."""
 

@@ -1,1 +1,1 @@
-"""The run folder: recording, checkpoints, client states, reading runs back."""
+"""Run folders: recorder, checkpoints, client states, and reading runs back."""

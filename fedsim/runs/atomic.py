@@ -1,4 +1,4 @@
-"""Writing a file so that it is there whole or not at all."""
+"""Atomic file replacement: write aside, then rename."""
 
 from __future__ import annotations
 
@@ -8,42 +8,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 ASIDE = ".tmp-"
-"""Prefix of a file that is being written beside its final name."""
+"""Prefix of a file that is still being written, in the folder of its final name."""
 
 
 def aside(path: Path) -> Path:
-    """Return the name under which `path` is written before it is renamed (same suffix)."""
+    """Return the temporary name of `path`; it keeps the suffix."""
     return path.with_name(ASIDE + path.name)
 
 
-def write_atomic(path: Path, data: bytes, *, fsync: bool = True) -> None:
-    """Write `data` to `path` aside, then rename.
-
-    With `fsync` file and folder are on the disk when this returns; without it the file
-    survives the death of the process, not a power cut.
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, all or nothing; file and folder survive a power cut afterwards.
 
     Raises:
         OSError: nothing is left behind and an older `path` is untouched.
     """
+    replace_with(path, lambda target: write_synced(target, data))
+    sync_folder(path.parent)
 
-    def write(target: Path) -> None:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            if fsync:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
-    replace_with(path, write)
-    if fsync:
-        sync_folder(path.parent)
+def write_synced(path: Path, data: bytes) -> None:
+    """Write `data` to `path` and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def replace_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then rename it; remove it if `write` fails."""
+    """Call `write` on a file beside `path`, then rename that; remove it if `write` fails."""
     target = aside(path)
     try:
         write(target)
@@ -63,6 +55,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def reason(error: OSError) -> str:
-    """Return the sentence of an `OSError` without its number and file name."""
-    return error.strerror or str(error)
+def remove_files(folder: Path, is_ours: Callable[[str], object]) -> None:
+    """Remove the files of `folder` with a name of ours, then the folder if it is empty."""
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            if is_ours(entry.name):
+                entry.unlink()
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -1,8 +1,8 @@
-"""Checkpoints: what a run needs to go on with the same bits.
+"""Checkpoints: everything that a run needs to resume bit for bit.
 
 One sealed file a round, ``checkpoint/round-<r>.safetensors``, written aside and renamed, so
-that a killed process leaves the older one. A torn or changed file is recognised by its
-SHA-256 and passed over.
+that a killed process leaves the older one intact. A torn or changed file is recognised by its
+SHA-256 and skipped.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import RunFailed
-from fedsim.runs.atomic import ASIDE, reason, write_atomic
+from fedsim.errors import RunFailed, os_reason
+from fedsim.runs.atomic import ASIDE, remove_files, write_atomic
 from fedsim.runs.codec import Damaged, from_bytes, to_bytes
 
 FOLDER = "checkpoint"
+KEPT = 2
+"""Number of checkpoints kept, so that a damaged one can be skipped."""
+
 NAME = re.compile(r"round-(\d+)\.safetensors")
 
 
 def path_of(folder: Path, round: int) -> Path:
-    """Return where the checkpoint of `round` of the run in `folder` lies."""
+    """Return the path of a round's checkpoint in a run folder."""
     return folder / FOLDER / f"round-{round}.safetensors"
 
 
 def rounds(folder: Path) -> list[int]:
-    """Return the rounds with a checkpoint file, intact or not, in rising order."""
+    """Return the rounds that have a checkpoint file, intact or not, in ascending order."""
     try:
         names = os.listdir(folder / FOLDER)
     except FileNotFoundError:
@@ -37,10 +40,10 @@ def rounds(folder: Path) -> list[int]:
     return sorted(int(m[1]) for m in map(NAME.fullmatch, names) if m)
 
 
-def save(folder: Path, round: int, value: Any, keep: int = 2, *, fsync: bool = True) -> None:
-    """Write the checkpoint of `round`, then remove all but the `keep` newest up to it.
+def save(folder: Path, round: int, value: Any) -> None:
+    """Write the checkpoint of `round`, then remove all but the `KEPT` newest up to it.
 
-    Checkpoints of later rounds, left by a future that a resume has given up, are removed too.
+    Checkpoints of later rounds, which a resume has abandoned, are removed too.
 
     Raises:
         RunFailed: the disk is full or fails; earlier checkpoints are untouched.
@@ -51,10 +54,10 @@ def save(folder: Path, round: int, value: Any, keep: int = 2, *, fsync: bool = T
     older = rounds(folder)
     try:
         path.parent.mkdir(exist_ok=True)
-        write_atomic(path, data, fsync=fsync)
+        write_atomic(path, data)
     except OSError as error:
         raise RunFailed(_cannot_write(path, error, len(data), older)) from error
-    kept = sorted({r for r in older if r <= round} | {round})[-keep:]
+    kept = sorted({r for r in older if r <= round} | {round})[-KEPT:]
     for stale in set(older) - set(kept):
         with contextlib.suppress(OSError):
             path_of(folder, stale).unlink()
@@ -65,22 +68,22 @@ def load_latest(
 ) -> tuple[int, Any, list[str]] | None:
     """Return (round, value, warnings) of the newest intact checkpoint; None if there is none.
 
-    Each damaged file that was passed over is named in a warning. `check(value)` may raise
-    `RunFailed` to say that what the checkpoint refers to is gone, which counts as damage:
-    pass ``lambda v: store.restore(v["states"])`` to fall back together with the client states.
+    Each damaged file that was skipped is named in a warning. `check(value)` may raise `RunFailed`
+    where files that the checkpoint refers to are gone, which counts as damage: pass
+    ``lambda v: store.restore(v["states"])`` to fall back together with the client states.
 
     Raises:
         RunFailed: every checkpoint is damaged, or was written by a newer fedsim.
     """
-    found = rounds(folder)
+    candidates = rounds(folder)
     warnings: list[str] = []
-    for round in reversed(found):
+    for round in reversed(candidates):
         path = path_of(folder, round)
         try:
             value = from_bytes(path.read_bytes())
         except (Damaged, OSError) as error:
-            detail = reason(error) if isinstance(error, OSError) else str(error)
-            warnings.append(f"checkpoint {path} is damaged and passed over: {detail}")
+            detail = os_reason(error) if isinstance(error, OSError) else str(error)
+            warnings.append(f"checkpoint {path} is damaged and was skipped: {detail}")
             continue
         except RunFailed as error:
             raise RunFailed(f"cannot read checkpoint {path}: {error}") from None
@@ -88,23 +91,17 @@ def load_latest(
             if check is not None:
                 check(value)
         except RunFailed as error:
-            warnings.append(f"checkpoint {path} cannot be used and is passed over: {error}")
+            warnings.append(f"checkpoint {path} cannot be used and was skipped: {error}")
             continue
         return round, value, warnings
-    if found:
+    if candidates:
         raise RunFailed(f"no checkpoint in {folder} can be used; " + "; ".join(warnings))
     return None
 
 
 def remove_all(folder: Path) -> None:
     """Remove every checkpoint file of the run in `folder`, and the folder if then empty."""
-    place = folder / FOLDER
-    if place.is_dir():
-        for entry in place.iterdir():
-            if NAME.fullmatch(entry.name.removeprefix(ASIDE)):
-                entry.unlink()
-        with contextlib.suppress(OSError):
-            place.rmdir()
+    remove_files(folder / FOLDER, lambda name: NAME.fullmatch(name.removeprefix(ASIDE)))
 
 
 def _cannot_write(path: Path, error: OSError, size: int, older: list[int]) -> str:
@@ -112,4 +109,4 @@ def _cannot_write(path: Path, error: OSError, size: int, older: list[int]) -> st
     with contextlib.suppress(OSError):
         room = f" ({size:,} bytes to write, {shutil.disk_usage(path.parent).free:,} free)"
     kept = f"the checkpoint of round {older[-1]} is kept" if older else "there is no earlier one"
-    return f"cannot write checkpoint {path}: {reason(error)}{room}; {kept}"
+    return f"cannot write checkpoint {path}: {os_reason(error)}{room}; {kept}"

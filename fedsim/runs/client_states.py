@@ -1,12 +1,11 @@
-"""Client states between rounds, outside workers.
+"""On-disk store of the clients' states between rounds.
 
-A state is held as the bytes of `codec.to_bytes`, so a caller always gets a fresh copy and a
-state that was never spilled goes through the same codec as one that was. `commit` appends
-the states changed since the last commit to one new file ``states/round-<r>-<k>.states``,
-which is their files' bytes one after another; committed files are never changed. The index
-(client -> file, place) goes into the checkpoint. Files are deleted by a commit once neither
-it nor one of the two indexes handed out last refers to them: a commit comes before its
-checkpoint, so until that is written the two older checkpoints are what a resume can use.
+A state is held as the bytes of `codec.to_bytes`, so a caller always gets a fresh copy, and
+states kept in memory go through the same codec as spilled ones. `commit` concatenates the states
+changed since the last commit in one new file ``states/round-<r>-<k>.states``; committed files
+never change. The index (client -> file, offset) goes into the checkpoint. A commit deletes the
+files that neither it nor the last two indexes refer to: it comes before its checkpoint, and until
+that is written a resume uses one of the two older checkpoints.
 """
 
 from __future__ import annotations
@@ -20,15 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.errors import RunFailed
-from fedsim.runs.atomic import ASIDE, reason, sync_folder
+from fedsim.errors import RunFailed, os_reason
+from fedsim.runs import checkpoint
+from fedsim.runs.atomic import ASIDE, remove_files, sync_folder
 from fedsim.runs.codec import Damaged, check_seal, from_bytes, to_bytes
 
 FOLDER = "states"
 NAME = re.compile(r"round-\d+-\d+\.states")
+_PENDING = f"{ASIDE}pending.states"
 
-_MAX_FILES = 64  # live files above which small ones are joined
-_HISTORY = 2  # indexes whose files are kept; as many as checkpoints
+_MAX_FILES = 64  # live files above which small ones are merged
+_HISTORY = checkpoint.KEPT  # indexes whose files are kept
 
 Index = dict[str, Any]
 """``{"files": list[str], "sizes": list[int], "rows": int64 array (clients, 4)}``; a row is
@@ -38,19 +39,16 @@ client, number in `files`, first byte, number of bytes."""
 class StateStore:
     """Per-client states of one run; `folder` is the run's folder.
 
-    `memory_limit_bytes` bounds the encoded states held in memory; what lies above is read
-    from, or spilled to, the disk.
+    `memory_limit_bytes` bounds the encoded states held in memory; beyond it they are read from,
+    or spilled to, the disk.
     """
 
-    def __init__(
-        self, folder: Path, memory_limit_bytes: int = 512 * 2**20, *, fsync: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, memory_limit_bytes: int = 512 * 2**20) -> None:
         self.folder = Path(folder) / FOLDER
         self.memory_limit_bytes = memory_limit_bytes
-        self.fsync = fsync
         self._dirty: dict[int, bytes] = {}  # changed since the last commit
         self._spilled: dict[int, tuple[int, int]] = {}  # the same, but in the pending file
-        self._cache: OrderedDict[int, bytes] = OrderedDict()  # committed, least used first
+        self._cache: OrderedDict[int, bytes] = OrderedDict()  # committed, least recently used first
         self._memory = 0
         self._pending: int | None = None  # descriptor of the next commit's file
         self._pending_size = 0
@@ -68,12 +66,12 @@ class StateStore:
 
     @property
     def clients(self) -> list[int]:
-        """Return the clients that have a state, in rising order."""
+        """Clients that have a state, in ascending order."""
         return sorted({*self._dirty, *self._spilled, *self._slots})
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of encoded states in memory now."""
+        """Size of the encoded states held in memory."""
         return self._memory
 
     def get(self, client: int) -> Any:
@@ -111,7 +109,7 @@ class StateStore:
         self.put_bytes(client, to_bytes(state, f"state of client {client}"))
 
     def put_bytes(self, client: int, blob: bytes) -> None:
-        """Set the client's state from what `codec.to_bytes` returned."""
+        """Set the client's state to bytes of `codec.to_bytes`."""
         self._memory -= len(self._dirty.pop(client, b"")) + len(self._cache.pop(client, b""))
         self._spilled.pop(client, None)
         self._make_room(len(blob))
@@ -124,10 +122,10 @@ class StateStore:
     def commit(self, round: int) -> None:
         """Write the states changed since the last commit to one new file.
 
-        To be called before `index()` is taken for the checkpoint and that is written.
+        Call it before taking the checkpoint's `index()`.
 
         Raises:
-            RunFailed: the disk is full or fails; what was committed before is untouched.
+            RunFailed: the disk is full or fails; earlier commits are untouched.
         """
         places = dict(self._spilled)
         for client, blob in self._dirty.items():
@@ -145,7 +143,7 @@ class StateStore:
         self._collect()
 
     def index(self) -> Index:
-        """Return where every client's committed state lies; belongs into the checkpoint."""
+        """Return the location of every client's committed state, for the checkpoint."""
         used = {name for name, _ in self._files.values()}
         if not self._history or self._history[-1] != used:
             self._history = [*self._history, used][-_HISTORY:]
@@ -155,7 +153,7 @@ class StateStore:
         return {"files": list(names), "sizes": list(sizes), "rows": rows}
 
     def restore(self, index: Index) -> None:
-        """Go back to exactly the states of `index`; uncommitted ones are dropped.
+        """Reset to exactly the states of `index`; uncommitted ones are dropped.
 
         Raises:
             RunFailed: a file it refers to is missing or truncated.
@@ -180,7 +178,7 @@ class StateStore:
         self._history = [set(index["files"])]
 
     def close(self) -> None:
-        """Forget uncommitted states and release the disk."""
+        """Drop uncommitted states and their file."""
         self._drop_pending()
 
     def _append(self, blob: bytes) -> tuple[int, int]:
@@ -202,18 +200,16 @@ class StateStore:
         return start, len(blob)
 
     def _publish(self, round: int, places: dict[int, tuple[int, int]]) -> None:
-        """Turn the pending file into the committed file of `places` (client -> place)."""
+        """Commit the pending file, which holds `places`: client -> (first byte, bytes)."""
         assert self._pending is not None
         number, attempt = self._next_file, 0
         # Never a name that is taken: an older index may refer to that file.
         while (path := self.folder / f"round-{round}-{attempt}.states").exists():
             attempt += 1
         try:
-            if self.fsync:
-                os.fsync(self._pending)
+            os.fsync(self._pending)
             self._pending_path.rename(path)
-            if self.fsync:
-                sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             self._drop_pending()
             raise self._cannot_write(error) from error
@@ -227,31 +223,31 @@ class StateStore:
             self._rows[slot] = client, number, start, length
 
     def _worth_moving(self, places: dict[int, tuple[int, int]]) -> list[int]:
-        """Return the clients whose unchanged states should go into the new file as well.
+        """Return the clients whose unchanged states should be copied into the new file too.
 
-        A file more than half of which is superseded is given up, so the disk holds at most
-        about twice the live states and each is written at most about twice. Above
-        `_MAX_FILES` files the half with the fewest live bytes is joined.
+        A file that is more than half superseded is abandoned, so the disk holds at most about
+        twice the live states and each is written at most about twice. Above `_MAX_FILES` files
+        the half with the fewest live bytes is merged.
         """
         rows = self._rows[: len(self._slots)]
         kept = rows[~np.isin(rows[:, 0], np.fromiter(places, np.int64, len(places)))]
         live = np.bincount(kept[:, 1], weights=kept[:, 3], minlength=self._next_file)
-        given_up = {n for n, (_, size) in self._files.items() if 0 < 2 * live[n] < size}
-        numbers = [n for n in self._files if live[n] > 0 and n not in given_up]
+        abandoned = {n for n, (_, size) in self._files.items() if 0 < 2 * live[n] < size}
+        numbers = [n for n in self._files if live[n] > 0 and n not in abandoned]
         if len(numbers) >= _MAX_FILES:
-            given_up |= set(sorted(numbers, key=lambda n: (live[n], n))[: len(numbers) // 2])
-        return kept[np.isin(kept[:, 1], list(given_up)), 0].tolist() if given_up else []
+            abandoned |= set(sorted(numbers, key=lambda n: (live[n], n))[: len(numbers) // 2])
+        return kept[np.isin(kept[:, 1], list(abandoned)), 0].tolist() if abandoned else []
 
     def _collect(self) -> None:
-        """Forget files without live states; delete those that no recent index refers to."""
+        """Drop files without live states; delete those that no recent index refers to."""
         used = set(np.unique(self._rows[: len(self._slots), 1]).tolist())
         self._files = {n: entry for n, entry in self._files.items() if n in used}
         if len(self._history) < _HISTORY:
-            return  # after a resume, an older checkpoint than the restored one may be wanted
-        wanted = {name for name, _ in self._files.values()}.union(*self._history)
+            return  # after a resume, a checkpoint older than the restored one may be needed
+        referred = {name for name, _ in self._files.values()}.union(*self._history)
         with contextlib.suppress(OSError):
             for name in os.listdir(self.folder):
-                if NAME.fullmatch(name) and name not in wanted:
+                if NAME.fullmatch(name) and name not in referred:
                     (self.folder / name).unlink()
 
     def _read_spilled(self, client: int) -> bytes:
@@ -269,7 +265,7 @@ class StateStore:
             with path.open("rb", buffering=0) as file:
                 blob = os.pread(file.fileno(), length, start)
         except OSError as error:
-            raise RunFailed(f"cannot read client states {path}: {reason(error)}") from error
+            raise RunFailed(f"cannot read client states {path}: {os_reason(error)}") from error
         return self._checked(blob, path, client)
 
     def _checked(self, blob: bytes, path: Path, client: int) -> bytes:
@@ -286,13 +282,13 @@ class StateStore:
             self._memory += len(blob)
 
     def _make_room(self, size: int) -> None:
-        """Forget committed states, least used first, until `size` more bytes fit."""
+        """Evict committed states, least recently used first, until `size` more bytes fit."""
         while self._cache and self._memory + size > self.memory_limit_bytes:
             self._memory -= len(self._cache.popitem(last=False)[1])
 
     @property
     def _pending_path(self) -> Path:
-        return self.folder / f"{ASIDE}pending.states"
+        return self.folder / _PENDING
 
     def _drop_pending(self) -> None:
         if self._pending is not None:
@@ -302,15 +298,9 @@ class StateStore:
                 self._pending_path.unlink(missing_ok=True)
 
     def _cannot_write(self, error: OSError) -> RunFailed:
-        return RunFailed(f"cannot write client states in {self.folder}: {reason(error)}")
+        return RunFailed(f"cannot write client states in {self.folder}: {os_reason(error)}")
 
 
 def remove_all(folder: Path) -> None:
     """Remove every state file of the run in `folder`, and the folder if then empty."""
-    place = folder / FOLDER
-    if place.is_dir():
-        for entry in place.iterdir():
-            if NAME.fullmatch(entry.name) or entry.name == f"{ASIDE}pending.states":
-                entry.unlink()
-        with contextlib.suppress(OSError):
-            place.rmdir()
+    remove_files(folder / FOLDER, lambda name: NAME.fullmatch(name) or name == _PENDING)

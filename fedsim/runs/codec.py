@@ -1,8 +1,8 @@
-"""Values to the bytes of one file and back, bit for bit, without pickle.
+"""Serialisation of values to one file and back, bit for bit, without pickle.
 
-A value is split into named tensors and a JSON skeleton (`fedsim.runs.encoding`); both go into
-one safetensors file whose metadata carry the skeleton, the version of this format and a
-SHA-256 of every byte.
+A value is split into named tensors and a JSON skeleton (`fedsim.runs.encoding`). Both go into one
+safetensors file, whose metadata hold the skeleton, the version of this format and a SHA-256 of
+every byte.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedsim.runs.encoding import CODES, decode, encode
 __all__ = ["VERSION", "Damaged", "check_seal", "decode", "encode", "from_bytes", "to_bytes"]
 
 VERSION = 1
-"""Version of the file format; files of a newer one are refused."""
+"""Version of the file format; newer files are refused."""
 
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _SEAL = b'"sha256":"'
@@ -29,11 +29,11 @@ _BLANK = b"0" * 64
 
 
 class Damaged(ValueError):
-    """The bytes are not what was written: torn, truncated or changed."""
+    """The bytes differ from those written: torn, truncated or changed."""
 
 
 def to_bytes(value: Any, name: str = "state") -> bytes:
-    """Return `value` as the bytes of a sealed safetensors file.
+    """Serialise `value` to the bytes of a sealed safetensors file.
 
     Raises:
         TypeError: see `encode`.
@@ -71,12 +71,12 @@ def to_bytes(value: Any, name: str = "state") -> bytes:
 
 
 def from_bytes(data: bytes, *, verify: bool = True) -> Any:
-    """Return the value that `to_bytes` wrote.
+    """Return the value that `to_bytes` serialised.
 
-    `verify=False` skips the checksum, for bytes that never left the memory.
+    `verify=False` skips the checksum, for bytes that never left memory.
 
     Raises:
-        Damaged: the bytes are not what was written.
+        Damaged: the bytes differ from those written.
         RunFailed: they were written by a newer fedsim, or see `decode`.
     """
     header = _read_header(data)
@@ -119,7 +119,7 @@ def _read_header(data: bytes) -> dict[str, Any]:
     if not known:
         raise Damaged("it was not written by fedsim")
     if version > VERSION:
-        # A flipped bit in the version must not pass for a newer program.
+        # A flipped bit in the version must not be taken for a newer program.
         check_seal(data)
         raise RunFailed(
             f"written by a newer fedsim (file format {version}, this one reads up to {VERSION})"
@@ -128,7 +128,7 @@ def _read_header(data: bytes) -> dict[str, Any]:
 
 
 def check_seal(data: bytes) -> None:
-    """Raise `Damaged` unless every byte is as `to_bytes` wrote it."""
+    """Raise `Damaged` unless every byte is as written by `to_bytes`."""
     position = data.find(_SEAL, 0, len(data))
     if position < 0:
         raise Damaged("its checksum is missing")

@@ -1,7 +1,7 @@
-"""A value as named tensors and a JSON-able skeleton, and back, bit for bit, without pickle.
+"""Encoding of values as named tensors and a JSON skeleton, and back, bit for bit, without pickle.
 
-In the skeleton null, true, false, strings, finite floats and small integers stand for
-themselves and a JSON array for a list. Everything else is an object with one tag:
+In the skeleton null, true, false, strings, finite floats and small integers are plain JSON, and a
+list is an array. Everything else is an object with one tag:
 
     {"d": {k: v}}  dict with str keys       {"D": [[k, v]]}  dict with str and int keys
     {"o": [[k, v]]}  OrderedDict            {"u": [...]}     tuple
@@ -10,7 +10,7 @@ themselves and a JSON array for a list. Everything else is an object with one ta
     {"n": dtype, "x": hex}  numpy scalar    {"b": name}      bytes
     {"i": hex}  large int                   {"f": hex}       inf, nan
     {"c": "module:qualname", "f": {...}}    dataclass
-    {"p": [layout, flat, integers]}         Params; its layout is kept once a file
+    {"p": [layout, flat, integers]}         Params; each layout is stored once in a file
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from fedsim.errors import RunFailed
 from fedsim.params import Layout, Params
 
-# Names of the safetensors format. Tensors of other dtypes are stored as their bytes.
+# Names of dtypes in the safetensors format; tensors of other dtypes are stored as bytes.
 CODES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -47,26 +47,26 @@ CODES = {
     torch.bool: "BOOL",
 }
 
-_MAX_DEPTH = 64  # far above any real state; met only by a value that contains itself
-_MAX_GAPS = 8  # memory a strided tensor may span, as a multiple of its elements
-_PLAIN_INT = 2**53  # what every JSON reader keeps exactly
+_MAX_DEPTH = 64  # far above any real state; exceeded by a value that contains itself
+_MAX_GAPS = 8  # memory that a strided tensor may span, as a multiple of its elements
+_PLAIN_INT = 2**53  # exact in every JSON reader
 
 
 class _Unsupported(Exception):
-    """Carries the path of the offending leaf outwards, one step a level."""
+    """Error at a leaf; each level above adds its step to the leaf's path."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
         self.steps: list[str] = []
 
 
 def encode(value: Any, name: str = "state") -> tuple[dict[str, Tensor], Any]:
-    """Return named contiguous CPU tensors and a JSON-able skeleton of `value`.
+    """Split `value` into named contiguous CPU tensors and a JSON skeleton.
 
     Supported: dict (str or int keys), OrderedDict, list, tuple, set, frozenset, dataclasses,
     `Params`, dense CPU tensors and `nn.Parameter`, numpy arrays and scalars, int, float, bool,
-    str, bytes, None. Tensors keep their strides (see `_worth_striding`), because kernels may sum in
-    another order over another memory format. `name` stands for the value in messages.
+    str, bytes, None. Tensors keep their strides (see `_keeps_strides`), because kernels may sum in
+    another order over another memory format. Messages call the value `name`.
 
     Raises:
         TypeError: a leaf of another type; the message names its path.
@@ -76,7 +76,7 @@ def encode(value: Any, name: str = "state") -> tuple[dict[str, Tensor], Any]:
         tree = encoder.encode(value)
     except _Unsupported as error:
         path = name + "".join(reversed(error.steps))
-        raise TypeError(f"{path}: {error.what}") from None
+        raise TypeError(f"{path}: {error.problem}") from None
     layouts = [
         [list(x.names), [list(s) for s in x.shapes], x.num_parameters, list(x.integers)]
         for x in encoder.layouts
@@ -85,14 +85,13 @@ def encode(value: Any, name: str = "state") -> tuple[dict[str, Tensor], Any]:
 
 
 def decode(tensors: dict[str, Tensor], skeleton: Any) -> Any:
-    """Return the value that `encode` split; tensors that are already laid out are not copied.
+    """Return the value that `encode` split; tensors with the right layout are not copied.
 
-    A dataclass is rebuilt only if its module is imported and it is a dataclass there: its
-    constructor is called with the stored fields (where it takes exactly these), then every
-    field is set to what was stored.
+    A dataclass is rebuilt only if its module is imported: its constructor is called with the stored
+    fields, if it takes exactly these, then every field is set to its stored value.
 
     Raises:
-        RunFailed: a dataclass that is not imported or has other fields now.
+        RunFailed: a dataclass is not imported or has other fields now.
     """
     layouts = [
         Layout(tuple(names), tuple(tuple(s) for s in shapes), parameters, tuple(integers))
@@ -160,7 +159,7 @@ class _Encoder:
         raise _Unsupported(f"{_describe(value)} cannot be saved")
 
     def at(self, value: Any, step: str, *arguments: object) -> Any:
-        """Encode a child; `step` is formatted into the path only if that fails."""
+        """Encode a child; `step` is added to the path of an error in it."""
         try:
             return self.encode(value)
         except _Unsupported as error:
@@ -197,7 +196,7 @@ class _Encoder:
             entry["grad"] = True
         data = value.detach().resolve_conj().resolve_neg()
         if not data.is_contiguous():
-            if _worth_striding(data):
+            if _keeps_strides(data):
                 entry["stride"] = list(data.stride())
             data = data.contiguous()
         if data.dtype not in CODES:
@@ -293,10 +292,10 @@ class _Decoder:
         name, stored = entry["c"], entry["f"]
         kind = _find(name)
         if kind is None:
-            raise RunFailed(f"what was saved holds a {name}, which is not a dataclass known here")
+            raise RunFailed(f"the saved state holds a {name}, which is not a known dataclass")
         if list(stored) != list(_fields(kind)):
             raise RunFailed(
-                f"what was saved holds a {name} with fields {', '.join(stored)}; "
+                f"the saved state holds a {name} with fields {', '.join(stored)}; "
                 f"it has {', '.join(_fields(kind))} now"
             )
         fields = {k: self.decode(v) for k, v in stored.items()}
@@ -310,10 +309,10 @@ class _Decoder:
         return value
 
 
-def _worth_striding(tensor: Tensor) -> bool:
-    """Whether the strides can be rebuilt: no two elements share memory, and gaps are small.
+def _keeps_strides(tensor: Tensor) -> bool:
+    """Whether a tensor keeps its strides: no two elements share memory, and gaps are small.
 
-    An expanded tensor or one column of a large matrix comes back contiguous instead.
+    An expanded tensor or a column of a large matrix becomes contiguous instead.
     """
     reach = 0  # offset of the last element among the dimensions seen so far
     dims = ((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1)
@@ -327,10 +326,10 @@ def _worth_striding(tensor: Tensor) -> bool:
 def _find(name: str) -> type | None:
     """Return the dataclass ``module:qualname`` if its module is imported; imports nothing."""
     module, _, qualname = name.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, type) and dataclasses.is_dataclass(found) else None
+    kind: Any = sys.modules.get(module)
+    for attribute in qualname.split("."):
+        kind = getattr(kind, attribute, None)
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
 
 
 @lru_cache(maxsize=1024)
@@ -340,9 +339,9 @@ def _fields(kind: type) -> dict[str, None]:
 
 @lru_cache(maxsize=1024)
 def _arguments(kind: type) -> tuple[str, ...] | None:
-    """Names the constructor takes if they are exactly the `init` fields, else None."""
-    wanted = tuple(f.name for f in dataclasses.fields(kind) if f.init)
-    return wanted if set(inspect.signature(kind).parameters) == set(wanted) else None
+    """Return the constructor's arguments if they are exactly the `init` fields, else None."""
+    names = tuple(f.name for f in dataclasses.fields(kind) if f.init)
+    return names if set(inspect.signature(kind).parameters) == set(names) else None
 
 
 def _describe(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Where a run took place: versions, machine, source revision."""
+"""Environment of a run: versions, machine, source revision."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def cpu_model() -> str:
 
 
 def git_revision(folder: Path) -> dict[str, Any] | None:
-    """Return ``{"revision": sha or None, "dirty": bool}`` of the checkout that `folder` is in.
+    """Return ``{"revision": sha or None, "dirty": bool}`` of the checkout around `folder`.
 
-    None where git does not track the folder, such as an installed package inside some other
-    repository. The revision is None before the first commit.
+    None if git does not track the folder, such as a package installed inside another repository.
+    The revision is None before the first commit.
     """
     if not _git(folder, "ls-files", "--", "."):
         return None
@@ -82,7 +82,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
             text=True,
             errors="replace",
             timeout=5,
-            # Only looks: without the variable `git status` refreshes the index under a lock.
+            # Otherwise `git status` locks the index to refresh it.
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         )
     except (OSError, subprocess.SubprocessError):

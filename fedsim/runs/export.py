@@ -1,4 +1,4 @@
-"""A run's record as files that other programs read."""
+"""Export of runs to CSV, Parquet and model weights."""
 
 from __future__ import annotations
 
@@ -9,49 +9,41 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.errors import InputError, RunFailed, nearest
-from fedsim.runs.atomic import reason, replace_with
+from fedsim.errors import InputError, RunFailed, check_choice, os_errors_as
+from fedsim.runs.atomic import replace_with
 from fedsim.runs.results import Run
 
 FORMATS = ("csv", "parquet", "weights", "weights-fp16")
 
 
 def export_run(folder: str | Path, to: str, out: str | Path | None = None) -> list[Path]:
-    """Write a run to files in `out` that other programs read.
+    """Export a run to files in `out` and return their paths.
 
-    ``csv`` and ``parquet`` are the tables ``metrics``, ``clients`` and ``events``; a csv file holds
-    every float in full and ``nan`` for NaN, what is missing is an empty cell. ``weights`` is the
-    final model's backbone as another experiment's model starts from it, in half precision with
-    ``weights-fp16``. `out` is the run's own folder ``export`` unless given.
+    ``csv`` and ``parquet`` write the tables ``metrics``, ``clients`` and ``events``; csv has every
+    digit of a float, ``nan`` for NaN and an empty cell for a missing value. ``weights`` writes the
+    final model's backbone, for another experiment's model to start from; ``weights-fp16`` the same
+    in half precision. `out` defaults to the folder ``export`` of the run.
 
     Raises:
-        InputError: not a run, an unknown format, pyarrow is missing for parquet, or a model that
-            has no such backbone or is not finished.
+        InputError: not a run, an unknown format, pyarrow is missing for parquet, or the model is
+            not finished or has no such backbone.
         RunFailed: the disk is full or fails.
     """
-    if to not in FORMATS:
-        hint = nearest(to, FORMATS)
-        raise InputError(
-            f"an export's format must be one of {', '.join(FORMATS)}, got {to!r}.{hint}"
-        )
+    check_choice("an export's format", to, FORMATS)
     if to == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise InputError("export to parquet needs pyarrow: pip install 'fedsim[parquet]'")
     run = Run(folder)
     model = _exportable(run) if to.startswith("weights") else None
     place = run.path / "export" if out is None else Path(out)
-    try:
+    with os_errors_as(InputError, f"cannot create folder {place}"):
         place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot create folder {place}: {reason(error)}") from error
     if model is not None:
         return _export_weights(model, place, half=to == "weights-fp16")
     written = []
     for name in ("metrics", "clients", "events"):
         path = place / f"{name}.{to}"
-        try:
+        with os_errors_as(RunFailed, f"cannot write {path}"):
             replace_with(path, _writer(getattr(run, name), to))
-        except OSError as error:
-            raise RunFailed(f"cannot write {path}: {reason(error)}") from error
         written.append(path)
     return written
 
@@ -60,7 +52,7 @@ def _exportable(run: Run) -> Any:
     model: Any = run.model()
     if not hasattr(model, "save_pretrained"):
         raise InputError(
-            f"model {run.config.model.name!r} has no backbone that another model starts from; "
+            f"model {run.config.model.name!r} has no backbone that another model could start from; "
             f"its tensors are in {run.path / 'model.safetensors'}"
         )
     return model
@@ -70,10 +62,8 @@ def _export_weights(model: Any, place: Path, half: bool) -> list[Path]:
     import torch
 
     before = set(place.iterdir())
-    try:
+    with os_errors_as(RunFailed, f"cannot write to {place}"):
         model.save_pretrained(place, torch.float16 if half else torch.float32)
-    except OSError as error:
-        raise RunFailed(f"cannot write to {place}: {reason(error)}") from error
     return sorted(set(place.iterdir()) - before) or sorted(place.iterdir())
 
 

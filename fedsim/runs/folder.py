@@ -1,16 +1,13 @@
-"""The folder of one run: who may write in it, what state it is in, what lies where.
+"""The folder of one run: its files, its status, and write access to it.
 
-``status.json`` marks a folder as ours and comes first, ``config.yaml`` makes it a run and
-comes last, so a folder that was left half made is told from a run and from foreign files.
-A lock of the kernel on ``lock`` is held while a process works in the folder and ends with
-that process; reading a run needs no lock.
+``status.json`` is written first and marks a folder as ours; ``config.yaml`` is written last and
+makes it a run. So an incomplete folder differs from a run and from foreign files. The process that
+writes holds the folder's lock; reading needs none.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import io
 import json
 import logging
@@ -20,26 +17,27 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import yaml
 from torch import Tensor
 
 from fedsim.components import trained
-from fedsim.errors import InputError, RunFailed, nearest
-from fedsim.runs import checkpoint, client_states
-from fedsim.runs.atomic import ASIDE, aside, reason, sync_folder, write_atomic
-from fedsim.runs.recorder import reading
+from fedsim.errors import InputError, RunFailed, nearest, os_errors_as
+from fedsim.runs import checkpoint, client_states, lock
+from fedsim.runs.atomic import ASIDE, aside, remove_files, sync_folder, write_atomic, write_synced
+from fedsim.runs.reader import entry, reading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from fedsim.data.partition import Manifest
+
 STATUSES = ("running", "finished", "failed", "interrupted")
 
 _FORMAT = "fedsim run"
-_PARTS = ("status.json", "environment.json", "partition.npz", "config.yaml")  # made in this order
+_PARTS = ("status.json", "environment.json", "partition.npz", "config.yaml")  # in this order
 _EXPORTS = [f"{n}.{k}" for n in ("metrics", "clients", "events") for k in ("csv", "parquet")]
 _FILES = (
     *_PARTS,
@@ -47,20 +45,10 @@ _FILES = (
     *("model.safetensors", "log.txt"),
 )
 _PICTURES = "pictures"
-_FOLDERS = (checkpoint.FOLDER, client_states.FOLDER, "export", _PICTURES)
-
-# A reader that asks whether a run is at work holds the lock for microseconds.
-_LOCK_ATTEMPTS, _LOCK_PAUSE_SECONDS = 5, 0.02
-
-
-class Saveable(Protocol):
-    """What can write itself to a file, such as a partition manifest."""
-
-    def save(self, path: Path) -> None: ...
 
 
 class _Log(logging.FileHandler):
-    """A log that is silent about a disk that is full: what stops the run says so itself."""
+    """Log file that ignores a full disk, which the error that stops the run reports."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -72,17 +60,17 @@ class _Log(logging.FileHandler):
 
 
 class RunFolder:
-    """One run's folder; as a context manager it lets go of lock and log at the end.
+    """One run's folder; as a context manager it releases the lock and closes the log at the end.
 
-    `create` prepares a new run and `begin` makes it; `open` finds one that is there, and
-    entering the context then takes the lock. After that the folder is ours to write in.
+    A new run is prepared by `create` and written by `begin`. An existing one is opened by `open`;
+    entering the context then takes the lock, which write access needs.
     """
 
     def __init__(self, path: Path, *, new: bool = False, force: bool = False) -> None:
         self.path = Path(path)
         self._new = new
         self._force = force
-        self._lock: int | None = None
+        self._lock = lock.FolderLock(self.path)
         self._logger: logging.Logger | None = None
 
     @classmethod
@@ -90,24 +78,24 @@ class RunFolder:
         """Check that a run can begin in ``out/name/seed-<seed>``; writes nothing.
 
         Raises:
-            InputError: it holds a run and not `force`, another run is at work in it, it holds
-                files of something else, or it cannot be written.
+            InputError: the folder holds a run (unless `force`) or foreign files, another run is at
+                work in it, or it is not writable.
         """
         if not name or ".." in Path(name).parts or Path(name).is_absolute():
             raise InputError(f"name must be usable as a folder's name, got {name!r}")
         folder = cls(Path(out) / name / f"seed-{seed}", new=True, force=force)
         folder._check_writable()
         folder._check_vacant()
-        if folder._is_locked():
-            raise folder._at_work()
+        if folder._lock.is_held():
+            raise folder._lock.conflict()
         return folder
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """Return the run that lies in `path`.
+        """Return the run in `path`.
 
         Raises:
-            InputError: it is not a run; the message says what is missing.
+            InputError: it is not a run; the message names what is missing.
         """
         path = Path(path)
         if not path.is_dir():
@@ -130,52 +118,27 @@ class RunFolder:
             self.lock()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def begin(self, config_yaml: str, environment: Mapping[str, Any], manifest: Saveable) -> None:
-        """Make the folder a run of status "running", and take its lock.
+    def begin(self, config_yaml: str, environment: Mapping[str, Any], manifest: Manifest) -> None:
+        """Write the files of a run of status "running", and take its lock.
 
-        What `--force` replaces is deleted only after the new files are on the disk.
+        A run replaced by `force` is deleted only when the new files are on the disk.
 
         Raises:
             InputError: as `create`, if that has become so since.
             RunFailed: the disk is full or fails; an older run is untouched.
         """
-        made = not self.path.exists()
-        try:
+        is_new = not self.path.exists()
+        with os_errors_as(InputError, f"cannot create run folder {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot create run folder {self.path}: {reason(error)}") from error
         self.lock()
         try:
-            self._check_vacant()
-            for half in self.path.glob(f"*{ASIDE}*"):  # of a start that was killed
-                half.unlink()
-            texts = {
-                "status.json": self._status_text("running", None),
-                "environment.json": json.dumps(dict(environment), indent=2) + "\n",
-                "config.yaml": config_yaml,
-            }
-            for name, text in texts.items():
-                with aside(self.path / name).open("w", encoding="utf-8") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-            manifest.save(aside(self.path / "partition.npz"))
-            self._remove_old()
-            for name in _PARTS:
-                aside(self.path / name).replace(self.path / name)
-            sync_folder(self.path)
-        except BaseException as error:
-            self._undo(made)
-            if isinstance(error, OSError):
-                raise RunFailed(f"cannot write run folder {self.path}: {reason(error)}") from error
+            with os_errors_as(RunFailed, f"cannot write run folder {self.path}"):
+                self._write(config_yaml, environment, manifest)
+        except BaseException:
+            self._undo(is_new)
             raise
         self._new = False
 
@@ -183,39 +146,15 @@ class RunFolder:
         """Take the lock until `close`, or until this process dies.
 
         Raises:
-            InputError: another process holds it, or the folder cannot be written.
+            InputError: another process holds it, or the folder is not writable.
         """
-        if self._lock is not None:
-            return
-        try:
-            descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise InputError(f"cannot write in {self.path}: {reason(error)}") from error
-        try:
-            for attempt in range(_LOCK_ATTEMPTS):
-                if attempt:
-                    time.sleep(_LOCK_PAUSE_SECONDS)
-                if _try_flock(descriptor, fcntl.LOCK_EX):
-                    break
-            else:
-                raise self._at_work()
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        except OSError as error:
-            os.close(descriptor)
-            raise InputError(f"cannot lock {self.path}: {reason(error)}") from error
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._lock = descriptor
+        self._lock.acquire()
 
     @property
     def status(self) -> str:
         """running, finished, failed or interrupted; a run whose process died is interrupted."""
         status = str((self._marker() or {}).get("status", "interrupted"))
-        if status == "running" and self._lock is None and not self._is_locked():
-            return "interrupted"
-        return status
+        return "interrupted" if status == "running" and not self._lock.is_held() else status
 
     @property
     def status_text(self) -> str | None:
@@ -228,15 +167,14 @@ class RunFolder:
         """The last round whose metrics are recorded; 0 before the first."""
         try:
             with reading(self.path / "metrics.db") as db:
-                row = db.execute("SELECT value FROM run WHERE key = 'rounds_done'").fetchone()
+                return int(entry(db, "rounds_done", 0))
         except sqlite3.Error:
             return 0
-        return 0 if row is None else int(json.loads(row[0]))
 
     def set_status(self, status: str, text: str | None = None) -> None:
-        """Record the state of the run; `text` says why it stopped.
+        """Record the status of the run, with the reason why it stopped as `text`.
 
-        A disk that is full does not hide the error that led here: then the old status stays.
+        On a full disk the old status stays, rather than hide the error that led here.
         """
         if status not in STATUSES:
             raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {status!r}")
@@ -247,18 +185,16 @@ class RunFolder:
     def save_model(self, tensors: Mapping[str, Tensor], frozen: str = "") -> None:
         """Write ``model.safetensors``: state-dict names to tensors of their logical shapes.
 
-        `frozen` is the digest of the model's frozen tensors, which are not among them.
+        `frozen` is the digest of the model's frozen tensors, which the file leaves out.
 
         Raises:
             RunFailed: the disk is full or fails.
         """
         path = self.path / trained.FILE
-        # Copies, as the format refuses views of one shared vector.
-        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        try:
-            write_atomic(path, safetensors.torch.save(own, {trained.FROZEN: frozen}))
-        except OSError as error:
-            raise RunFailed(f"cannot write {path}: {reason(error)}") from error
+        # The format refuses views of one shared vector.
+        copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        with os_errors_as(RunFailed, f"cannot write {path}"):
+            write_atomic(path, safetensors.torch.save(copies, {trained.FROZEN: frozen}))
 
     def save_picture(self, name: str, figure: Figure) -> None:
         """Write ``pictures/<name>.png``.
@@ -269,14 +205,12 @@ class RunFolder:
         path = self.path / _PICTURES / f"{name}.png"
         image = io.BytesIO()
         figure.savefig(image, format="png", metadata={"Software": None})
-        try:
+        with os_errors_as(RunFailed, f"cannot write {path}"):
             path.parent.mkdir(exist_ok=True)
             write_atomic(path, image.getvalue())
-        except OSError as error:
-            raise RunFailed(f"cannot write {path}: {reason(error)}") from error
 
     def logger(self) -> logging.Logger:
-        """Return the logger that writes to ``log.txt`` with UTC times; closed by `close`."""
+        """Return the logger of ``log.txt``, with UTC times; `close` closes it."""
         if self._logger is None:
             handler = _Log(self.path / "log.txt", encoding="utf-8", delay=True)
             formatter = logging.Formatter(
@@ -284,37 +218,49 @@ class RunFolder:
             )
             formatter.converter = time.gmtime
             handler.setFormatter(formatter)
-            # Not by getLogger, which would keep the logger of every run of a process.
+            # getLogger would keep the logger of every run for the life of the process.
             self._logger = logging.Logger(f"fedsim {self.path}", logging.INFO)
             self._logger.addHandler(handler)
         return self._logger
 
     def close(self) -> None:
-        """Close the log and let go of the lock."""
+        """Close the log and release the lock."""
         if self._logger is not None:
             for handler in list(self._logger.handlers):
                 handler.close()
                 self._logger.removeHandler(handler)
             self._logger = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    @property
-    def _lock_path(self) -> Path:
-        return self.path / "lock"
+        self._lock.release()
 
     def _status_text(self, status: str, text: str | None) -> str:
-        entry = {"format": _FORMAT, "status": status, "text": text, "pid": os.getpid()}
-        return json.dumps(entry) + "\n"
+        content = {"format": _FORMAT, "status": status, "text": text, "pid": os.getpid()}
+        return json.dumps(content) + "\n"
 
     def _marker(self) -> dict[str, Any] | None:
-        """Return what ``status.json`` holds, or None if it is not ours."""
+        """Return the content of ``status.json``, None if it is not ours."""
         try:
             marker = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return marker if isinstance(marker, dict) and marker.get("format") == _FORMAT else None
+
+    def _write(self, config_yaml: str, environment: Mapping[str, Any], manifest: Manifest) -> None:
+        """Replace the folder's run, if there is one, by a new one."""
+        self._check_vacant()
+        for partial in self.path.glob(f"*{ASIDE}*"):  # of a start that was killed
+            partial.unlink()
+        texts = {
+            "status.json": self._status_text("running", None),
+            "environment.json": json.dumps(dict(environment), indent=2) + "\n",
+            "config.yaml": config_yaml,
+        }
+        for name, text in texts.items():
+            write_synced(aside(self.path / name), text.encode())
+        manifest.save(aside(self.path / "partition.npz"))
+        self._remove_old()
+        for name in _PARTS:
+            aside(self.path / name).replace(self.path / name)
+        sync_folder(self.path)
 
     def _check_writable(self) -> None:
         place = self.path
@@ -330,7 +276,7 @@ class RunFolder:
             return
         if self._marker() is None:
             names = (p.name for p in self.path.iterdir())
-            foreign = sorted(n for n in names if n != "lock" and ASIDE not in n)
+            foreign = sorted(n for n in names if n != lock.NAME and ASIDE not in n)
             if foreign:
                 shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
                 raise InputError(
@@ -351,60 +297,24 @@ class RunFolder:
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
             return "?"
 
-    def _is_locked(self) -> bool:
-        """Whether some process is at work in the folder."""
-        try:
-            descriptor = os.open(self._lock_path, os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            return not _try_flock(descriptor, fcntl.LOCK_SH)
-        except OSError:
-            return False  # a file system without locks tells nothing
-        finally:
-            os.close(descriptor)
-
-    def _at_work(self) -> InputError:
-        try:
-            pid = self._lock_path.read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            pid = ""
-        return InputError(f"another run (pid {pid or 'unknown'}) is at work in {self.path}")
-
     def _remove_old(self) -> None:
-        """Delete an older run: what makes it a run first, what makes it ours last."""
+        """Delete an older run: ``config.yaml`` first, ``status.json`` last."""
         if self._marker() is None:
             return
         for name in reversed(_FILES[1:]):
             (self.path / name).unlink(missing_ok=True)
         checkpoint.remove_all(self.path)
         client_states.remove_all(self.path)
-        for name in _EXPORTS:
-            (self.path / "export" / name).unlink(missing_ok=True)
-        for picture in (self.path / _PICTURES).glob("*.png"):
-            picture.unlink()
-        for name in _FOLDERS:
-            with contextlib.suppress(OSError):
-                (self.path / name).rmdir()
+        remove_files(self.path / "export", _EXPORTS.__contains__)
+        remove_files(self.path / _PICTURES, lambda name: name.endswith(".png"))
 
-    def _undo(self, made: bool) -> None:
-        """Leave no half-made run behind."""
+    def _undo(self, is_new: bool) -> None:
+        """Remove an incomplete run, and its folder if that is new."""
         with contextlib.suppress(OSError):
             for name in _PARTS:
                 aside(self.path / name).unlink(missing_ok=True)
         self.close()
-        if made:
+        if is_new:
             with contextlib.suppress(OSError):
-                self._lock_path.unlink()
+                self._lock.path.unlink()
                 self.path.rmdir()
-
-
-def _try_flock(descriptor: int, kind: int) -> bool:
-    """Take the lock if it is free; raises OSError where there are no locks."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
-    return True

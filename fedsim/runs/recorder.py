@@ -1,16 +1,15 @@
-"""What a run has measured: one SQLite file, one transaction a round.
+"""Recorder of a run's metrics and events: one SQLite file, one transaction a round.
 
-For readers there is the long table ``metrics(round, client, split, name, value)``, a view in
-which `client` is NULL for global values, the table ``events(round, client, kind, text)`` and
-the table ``run(key, value)`` with JSON values. The view stands over ``series(id, split,
-name)``, ``globals`` with a row a value, and ``cells`` with a row for all clients of a series and
-round: a JSON object ``{"client": value}`` in rising order of clients. That takes a third of the
-time of a row a client, and reading one metric reads its own cells only. Python reads such a value
-back to the bit; SQLite's own parser, which the view uses, may be off by the last one.
+Readers find the view ``metrics(round, client, split, name, value)``, in which `client` is NULL for
+global values, and the tables ``events(round, client, kind, text)`` and ``run(key, value)``, whose
+values are JSON. The view joins ``series(id, split, name)`` with ``globals``, one row for each
+value, and ``cells``, one row for all clients of a series and round: a JSON object
+``{"client": value}`` in ascending order of clients. Writing cells takes a third of the time of a
+row for each client, and reading one metric reads its own cells only. Python reads such a value back
+to the bit; SQLite's own parser, which the view uses, may be off by the last one.
 
-SQLite has no NaN: a NaN is stored as NULL, and as every row of `metrics` has a value, a NULL
-there means NaN and nothing else. Infinities are stored as such, in a cell as ``9e999``, which
-every parser reads as one.
+SQLite has no NaN: a NaN is stored as NULL, which means nothing else, as every row of `metrics` has
+a value. Infinities are stored as such, in a cell as ``9e999``, which every parser reads as one.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.errors import RunFailed
-from fedsim.runs.atomic import reason
+from fedsim.errors import RunFailed, os_errors_as
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
     id INTEGER PRIMARY KEY, split TEXT NOT NULL, name TEXT NOT NULL, UNIQUE (split, name)
 );
@@ -51,14 +49,14 @@ CREATE VIEW IF NOT EXISTS metrics AS
 """
 
 ClientRows = tuple[str, str, Sequence[int] | np.ndarray, Sequence[float] | np.ndarray]
-"""(split, name, clients, values); the two sequences are equally long lists or arrays."""
+"""(split, name, clients, values); clients and values have the same length."""
 
 Event = tuple[int | None, str, str]
 """(client or None, kind, text)."""
 
 
 class Recorder:
-    """Writes the metrics of a run; one at a time, which the lock of the run folder ensures."""
+    """Writer of a run's metrics; the lock of the run folder ensures that there is only one."""
 
     def __init__(self, path: Path) -> None:
         """Open or create `path`.
@@ -68,12 +66,12 @@ class Recorder:
         """
         self.path = Path(path)
         self._series: dict[tuple[str, str], int] = {}
-        with self._telling():
+        with self._failures():
             self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             # One transaction: a reader sees all of the tables or none.
-            self._db.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
+            self._db.executescript(f"BEGIN;{SCHEMA}COMMIT;")
             for key, split, name in self._db.execute("SELECT id, split, name FROM series"):
                 self._series[split, name] = key
 
@@ -84,13 +82,13 @@ class Recorder:
         client_rows: Iterable[ClientRows] = (),
         events: Iterable[Event] = (),
     ) -> None:
-        """Write all that a round has measured, in one transaction, and mark it as done.
+        """Write the metrics of a round in one transaction and mark it as done.
 
         `global_rows` maps (split, name) to the value.
 
         Raises:
-            RunFailed: the disk is full or fails, or a value of the round is there already;
-                nothing of the round is written.
+            RunFailed: the disk is full or fails, or the round has a value already; nothing of the
+                round is written.
         """
         with self._transaction() as db:
             values = [
@@ -110,7 +108,7 @@ class Recorder:
             self._put("rounds_done", round)
 
     def write_events(self, round: int, events: Iterable[Event]) -> None:
-        """Write events alone, such as those of a round that failed.
+        """Write events without metrics, such as those of a round that failed.
 
         Raises:
             RunFailed: the disk is full or fails.
@@ -120,7 +118,7 @@ class Recorder:
             db.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", rows)
 
     def truncate_after(self, round: int) -> None:
-        """Drop all that was recorded for later rounds; a resume does them again.
+        """Delete what was recorded for later rounds, which a resume repeats.
 
         Raises:
             RunFailed: the disk is full or fails.
@@ -131,8 +129,8 @@ class Recorder:
                     query = f"DELETE FROM {table} WHERE series = ? AND round > ?"
                     db.execute(query, (key, round))
             db.execute("DELETE FROM events WHERE round > ?", (round,))
-            done = db.execute("SELECT value FROM run WHERE key = 'rounds_done'").fetchone()
-            if done is not None and json.loads(done[0]) > round:
+            row = db.execute("SELECT value FROM run WHERE key = 'rounds_done'").fetchone()
+            if row is not None and json.loads(row[0]) > round:
                 self._put("rounds_done", round)
 
     def set(self, key: str, value: Any) -> None:
@@ -145,9 +143,9 @@ class Recorder:
             self._put(key, value)
 
     def sync(self) -> None:
-        """Make what was recorded survive a power cut; to be called before a checkpoint.
+        """Make the record survive a power cut; call it before writing a checkpoint.
 
-        Without it a checkpoint could outlive the rows of the rounds before it.
+        Otherwise a checkpoint could outlive the rows of the rounds before it.
 
         Raises:
             RunFailed: the disk fails.
@@ -158,21 +156,20 @@ class Recorder:
         except FileNotFoundError:
             return
         try:
-            os.fsync(descriptor)
-        except OSError as error:
-            raise RunFailed(f"cannot write {self.path}: {reason(error)}") from error
+            with os_errors_as(RunFailed, f"cannot write {self.path}"):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Close the file; then it is a single one that can be read from a read-only place.
+        """Close the database, as a single file that can be read from a read-only folder.
 
         Raises:
             RunFailed: the disk is full or fails.
         """
-        with self._telling():
+        with self._failures():
             try:
-                # Refused while another connection reads; then the log simply stays beside it.
+                # Refused while another connection reads; then the log stays beside the file.
                 self._db.execute("PRAGMA busy_timeout=0")
                 self._db.execute("PRAGMA journal_mode=DELETE")
             except sqlite3.OperationalError as error:
@@ -207,46 +204,21 @@ class Recorder:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        known = dict(self._series)
-        with self._telling():
+        series = dict(self._series)
+        with self._failures():
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
-                self._series = known  # ids given out inside are rolled back as well
+                self._series = series  # ids assigned in the transaction are rolled back too
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _failures(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             raise RunFailed(f"cannot write {self.path}: {error}") from error
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open `path` read-only, also while a run writes it.
-
-    Raises:
-        sqlite3.Error: it is missing, damaged or not a database.
-    """
-    uri = Path(path).resolve().as_uri()
-    db = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=30)
-    try:
-        try:
-            db.execute("SELECT 1 FROM sqlite_master").fetchone()
-        except sqlite3.OperationalError:
-            log = Path(f"{path}-wal")
-            if not Path(path).is_file() or (log.exists() and log.stat().st_size > 0):
-                raise
-            # A folder that cannot be written has no room for the files that WAL readers
-            # share; with nothing in the log the file alone is the whole truth.
-            db.close()
-            db = sqlite3.connect(f"{uri}?immutable=1", uri=True)
-        yield db
-    finally:
-        db.close()

@@ -1,1 +1,1 @@
-"""Many runs from one file: variants, grids of values and seeds, queued over the machine's cores."""
+"""Sweeps: variants, grids of values and seeds in one file, run on all cores."""

@@ -1,6 +1,6 @@
-"""Which runs a sweep consists of, all checked before the first one starts.
+"""Plan of a sweep: all its runs, checked before the first one starts.
 
-A sweep file names an experiment file and what is varied:
+A sweep file names an experiment file and its variations:
 
     base: fashion_lt.yaml           # relative to the sweep file
     seeds: [0, 1, 2]
@@ -9,8 +9,8 @@ A sweep file names an experiment file and what is varied:
       fedprox: {strategy: {name: fedprox}, client.mu: 0.1}
     grid: {client.lr: [0.01, 0.03]} # every combination, for each variant
 
-A section of a variant is merged into the experiment's, unless it names another component: then it
-replaces it. An experiment file is a sweep of its own with one variant.
+A section of a variant is merged into that of the experiment, or replaces it if it names another
+component. An experiment file is a sweep with one variant.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}")
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: `folder` is where it lies, `experiment` what it does."""
+    """One run of a sweep."""
 
     folder: Path
     experiment: Experiment
@@ -47,7 +47,7 @@ class Cell:
 
 @dataclass
 class Plan:
-    """The runs of a sweep, in order: by combination, then by seed."""
+    """The runs of a sweep, ordered by combination, then by seed."""
 
     name: str
     root: Path
@@ -62,11 +62,11 @@ def make_plan(
 ) -> Plan:
     """Return the runs of a sweep or experiment file; writes nothing.
 
-    Of `overrides`, ``{"client.lr": [0.1, 0.2]}`` and ``["client.lr=0.1,0.2"]`` are grid axes, and
-    a single value is the same for all runs. `seeds` replaces the file's.
+    Overrides with several values, ``{"client.lr": [0.1, 0.2]}`` or ``["client.lr=0.1,0.2"]``, are
+    grid axes; those with a single value hold for all runs. `seeds` replaces the file's.
 
     Raises:
-        InputError: anything wrong with the file or with any of the experiments.
+        InputError: the file or one of the experiments is invalid.
     """
     folder: Path | None = None
     label = "sweep"
@@ -80,8 +80,8 @@ def make_plan(
     grid: dict[str, list[Any]] = {}
     if "base" in tree or "variants" in tree or "grid" in tree:
         name = str(tree.get("name") or (Path(label).stem if folder else "sweep"))
-        tree, variants, grid, own_seeds, folder = _parse(tree, label, folder)
-        seeds = own_seeds if seeds is None else seeds
+        tree, variants, grid, file_seeds, folder = _parse(tree, label, folder)
+        seeds = file_seeds if seeds is None else seeds
     fixed, axes = _axes(overrides)
     grid = {**{k: v for k, v in grid.items() if k not in fixed}, **axes}
     name = name or str(tree.get("name", ""))
@@ -94,13 +94,14 @@ def make_plan(
             point = dict(zip(grid, values, strict=True))
             cell = ",".join([*([variant] if variant else []), *map(_text, point, values)]) or name
             if not _NAME.fullmatch(cell):
-                problems.append(f"{cell!r} is no folder's name; give the variants shorter names")
+                problems.append(
+                    f"{cell!r} is not a valid folder name; rename or shorten the variant"
+                )
                 continue
             changed = merged(tree, changes)
             for seed in seeds if seeds is not None else [None]:
                 settings = {**fixed, **point, "name": cell}
-                if seed is not None:
-                    settings["seed"] = seed
+                settings |= {} if seed is None else {"seed": seed}
                 where = f"{label}, {cell}"
                 try:
                     experiment = load_experiment(changed, settings)
@@ -112,18 +113,17 @@ def make_plan(
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     folders = [cell.folder for cell in plan.cells]
-    if twice := {f for f in folders if folders.count(f) > 1}:
-        raise InputError(f"{label}: two runs would lie in {min(twice)}; name the values apart")
+    if shared := {f for f in folders if folders.count(f) > 1}:
+        raise InputError(f"{label}: two runs would share the folder {min(shared)}")
     if not folders:
         raise InputError(f"{label}: there is nothing to run: an axis or the seeds are empty")
     return plan
 
 
 def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the experiment with a variant's changes; neither argument is changed.
+    """Return the experiment with a variant's changes; the arguments are not modified.
 
-    A key may be dotted. A mapping is merged into the one that is there, unless it gives another
-    `name`.
+    Keys may be dotted. A mapping is merged into the existing one, unless it has another `name`.
     """
     result = dict(tree)
     for key, value in changes.items():
@@ -140,10 +140,10 @@ def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def pending(plan: Plan, force: bool) -> list[tuple[Cell, bool]]:
-    """Return the runs that are still to be made, each with whether it is there to be resumed.
+    """Return the unfinished runs, each with whether it is to be resumed.
 
     Raises:
-        InputError: a folder holds another experiment's run, or a run that is at work.
+        InputError: a folder holds a run of another experiment, or a process is at work in it.
     """
     work: list[tuple[Cell, bool]] = []
     for cell in plan.cells:
@@ -151,7 +151,7 @@ def pending(plan: Plan, force: bool) -> list[tuple[Cell, bool]]:
             RunFolder.create(plan.root, cell.experiment.name, cell.experiment.seed, force=force)
             work.append((cell, False))
             continue
-        found = RunFolder.open(cell.folder)
+        existing = RunFolder.open(cell.folder)
         stored = load_experiment(cell.folder / "config.yaml")
         before = _results_only(configure.complete(stored, None, str(cell.folder)))
         now = _results_only(cell.experiment)
@@ -161,15 +161,15 @@ def pending(plan: Plan, force: bool) -> list[tuple[Cell, bool]]:
                 f"{cell.folder} holds a run with other settings ({names} differ); choose another "
                 "--out or name, or replace all runs with --force"
             )
-        if found.status == "running":
+        if existing.status == "running":
             raise InputError(f"another process is at work in {cell.folder}")
-        if found.status != "finished":
+        if existing.status != "finished":
             work.append((cell, True))
     return work
 
 
 def _results_only(experiment: Experiment) -> dict[str, Any]:
-    """Return what decides a run's results: neither the engine nor the checkpoints do."""
+    """Return the settings that determine a run's results: all but engine and checkpoints."""
     return experiment.model_dump(exclude={"engine", "checkpoint"})
 
 
@@ -181,7 +181,7 @@ def _parse(
         if key not in _KEYS:
             raise InputError(
                 f"{label}: {key} is not a key of a sweep; allowed are {', '.join(_KEYS)}."
-                f"{nearest(str(key), list(_KEYS))}"
+                f"{nearest(str(key), _KEYS)}"
             )
     base = tree.get("base")
     if isinstance(base, str):
@@ -212,22 +212,18 @@ def _parse(
 def _axes(
     overrides: Mapping[str, Any] | Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Divide overrides into those with one value and those with several."""
+    """Split overrides into those with one value and those with several."""
+    if isinstance(overrides, Mapping):
+        several = {k: list(v) for k, v in overrides.items() if isinstance(v, list | tuple)}
+        return {k: v for k, v in overrides.items() if k not in several}, several
     fixed: dict[str, Any] = {}
     axes: dict[str, list[Any]] = {}
-    if isinstance(overrides, Mapping):
-        for key, value in overrides.items():
-            if isinstance(value, list | tuple):
-                axes[key] = list(value)
-            else:
-                fixed[key] = value
-        return fixed, axes
     for text in [overrides] if isinstance(overrides, str) else overrides:
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals:
             raise InputError(f"an override must be KEY=VALUE or KEY=VALUE,VALUE, got {text!r}")
-        values = [parse_yaml(v, f"override {key}") for v in _split(value)]
+        values = parse_yaml(f"[{value}]", f"override {key}") or [None]
         if len(values) == 1:
             fixed[key] = values[0]
         else:
@@ -238,25 +234,8 @@ def _axes(
     return fixed, axes
 
 
-def _split(text: str) -> list[str]:
-    """Return the pieces between commas that stand in no bracket and no quotes."""
-    pieces, depth, quote = [""], 0, ""
-    for char in text:
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        else:
-            depth += (char in "[{(") - (char in "]})")
-        if char == "," and depth == 0 and not quote:
-            pieces.append("")
-        else:
-            pieces[-1] += char
-    return pieces
-
-
 def _text(key: str, value: Any) -> str:
-    """Return ``key=value`` as a folder's name has it."""
+    """Return ``key=value`` with the characters of a folder name."""
     if isinstance(value, Mapping):
         rest = [f"{k}={v}" for k, v in value.items() if k != "name"]
         value = "+".join([*([str(value["name"])] if "name" in value else []), *rest])

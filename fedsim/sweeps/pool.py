@@ -1,9 +1,9 @@
-"""Running a sweep's runs: a queue over long-lived processes, one run a process at a time.
+"""Process pool of a sweep: a queue of runs over long-lived processes, one run each at a time.
 
-With at least as many runs as cores every run has one core and the serial engine; with fewer, each
-run has its share of the cores as Ray workers. A run's results are the same bits either way. Runs
-on GPUs keep the engine of their file; as many go at once as there are GPUs for, each seeing its
-own. Runs on a cluster go one after another.
+With at least as many runs as cores each run gets one core and the serial engine; with fewer, each
+gets its share of the cores as Ray workers. The results are the same bits either way. Runs on GPUs
+keep the engine of their file, and only as many run at once as there are GPUs for, each on its own.
+Runs on a cluster follow one another.
 """
 
 from __future__ import annotations
@@ -16,78 +16,84 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from fedsim.config.experiment import Engine, Experiment
-from fedsim.errors import InputError, RunFailed
+from fedsim.errors import InputError, RunFailed, describe
 from fedsim.rounds.progress import Progress
-from fedsim.sweeps.plan import Cell
+from fedsim.sweeps.plan import Cell, Plan
 
 STOP_SECONDS = 20.0
-"""How long interrupted runs may take to save what they have before they are killed."""
+"""Time for interrupted runs to save their state before they are killed."""
 
 
 @dataclass
 class Outcome:
-    """How a run ended: `error` is None where it finished."""
+    """End of a run: `error` is None if it finished."""
 
     cell: Cell
     seconds: float
     error: str | None = None
 
 
-@dataclass(frozen=True)
+class Display:
+    """Base of the displays of a sweep; shows nothing."""
+
+    def __init__(self, plan: Plan, finished: int, jobs: int) -> None:
+        """Show the sweep; `finished` of its runs exist already, `jobs` run at a time."""
+
+    def __call__(self, kind: str, cell: Cell, value: Any) -> None:
+        """Show that a run starts (None), ends a round ((round, rounds)) or ends (`Outcome`)."""
+
+    def close(self) -> None:
+        """End the display."""
+
+
+@dataclass(eq=False)
 class _Process:
-    """A process that makes runs; `gpus` are those it sees, None if all."""
+    """A process of the pool; `gpus` are those it sees, None if all."""
 
     handle: Any
     connection: Connection
     gpus: str | None
-
-
-@dataclass
-class _Slot:
-    process: _Process
-    cell: Cell
-    started: float
-
-
-Listener = Callable[[str, Cell, Any], None]
-"""Called with ("start" | "round" | "end", cell, None | (round, rounds) | Outcome)."""
+    cell: Cell | None = None  # at work
+    started: float = 0.0
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def placed(experiment: Experiment, jobs: int, cores: int) -> Experiment:
-    """Return the experiment with the engine it has while `jobs` runs share `cores` cores."""
+def with_core_share(experiment: Experiment, jobs: int, cores: int) -> Experiment:
+    """Return the experiment with the engine for `jobs` runs that share `cores` cores."""
     engine = experiment.engine
     if jobs == 1 or engine.gpus > 0 or engine.address is not None:
         return experiment
     share = cores // jobs
-    own = engine.model_dump() | {"name": "ray" if share > 1 else "serial", "cpus": 1.0}
-    own["workers"] = share if share > 1 else None
-    return experiment.model_copy(update={"engine": Engine(**own)})
+    changes = (
+        {"name": "ray", "workers": share} if share > 1 else {"name": "serial", "workers": None}
+    )
+    shared = Engine(**engine.model_dump() | changes | {"cpus": 1.0})
+    return experiment.model_copy(update={"engine": shared})
 
 
 def visible_gpus() -> list[str]:
-    """Return what `CUDA_VISIBLE_DEVICES` calls the GPUs that this process may use."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [gpu.strip() for gpu in given.split(",") if gpu.strip() not in ("", "-1")]
+    """Return the names that `CUDA_VISIBLE_DEVICES` has for the GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def default_jobs(work: list[tuple[Cell, bool]], cores: int, gpus: int) -> int:
-    """Return how many runs go at once: each has a core, and whole GPUs if its workers need any."""
+    """Return the number of concurrent runs: a core for each, and whole GPUs if workers need any."""
     engines = [cell.experiment.engine for cell, _ in work]
     if any(engine.address is not None for engine in engines):
         return 1
@@ -97,7 +103,7 @@ def default_jobs(work: list[tuple[Cell, bool]], cores: int, gpus: int) -> int:
 
 
 def gpu_shares(gpus: Sequence[str], jobs: int) -> list[str]:
-    """Return the GPUs that each of `jobs` processes sees; with too few, some share one."""
+    """Return the GPUs that each of `jobs` processes sees; some share one if there are too few."""
     size = max(1, len(gpus) // jobs)
     starts = (i * size % len(gpus) for i in range(jobs))
     return [",".join(gpus[start : start + size]) for start in starts]
@@ -108,13 +114,13 @@ def run_all(
     root: Path,
     jobs: int,
     force: bool,
-    listen: Listener,
+    display: Display,
     gpus: Sequence[str] = (),
 ) -> list[Outcome]:
-    """Make the runs, at most `jobs` at once on these GPUs, and return how each ended.
+    """Make the runs, at most `jobs` at a time on these GPUs, and return their outcomes.
 
-    A run that fails does not stop the others. On an interrupt the runs under way save what they
-    have, and their processes are gone when this returns.
+    A run that fails does not stop the others. On an interrupt the current runs save their state,
+    and their processes have ended when this returns.
     """
     context = multiprocessing.get_context("spawn")
     cores = num_cores()
@@ -123,22 +129,23 @@ def run_all(
     if gpus and jobs > 1:
         free = [*gpu_shares(gpus, jobs)]
     idle: list[_Process] = []
-    busy: list[_Slot] = []
+    busy: list[_Process] = []
     outcomes: list[Outcome] = []
-    stopped = False
+    interrupted = False
     try:
         while queue or busy:
             while queue and len(busy) < jobs:
                 cell, resumed = queue.popleft()
                 process = idle.pop() if idle else _start(context, free.pop(0))
-                experiment = placed(cell.experiment, jobs, cores)
+                experiment = with_core_share(cell.experiment, jobs, cores)
                 task = (experiment.model_dump(), cell.folder, root, resumed, force)
                 process.connection.send(task)
-                busy.append(_Slot(process, cell, time.monotonic()))
-                listen("start", cell, None)
-            ready = wait([slot.process.connection for slot in busy])
-            for slot in [s for s in busy if s.process.connection in ready]:
-                process = slot.process
+                process.cell, process.started = cell, time.monotonic()
+                busy.append(process)
+                display("start", cell, None)
+            ready = wait([process.connection for process in busy])
+            for process in [p for p in busy if p.connection in ready]:
+                assert process.cell is not None
                 try:
                     kind, value = process.connection.recv()
                 except (EOFError, OSError):
@@ -146,21 +153,21 @@ def run_all(
                     kind, value = "end", f"its process died (exit {process.handle.exitcode})"
                     process.connection.close()
                 if kind == "round":
-                    listen("round", slot.cell, value)
+                    display("round", process.cell, value)
                     continue
-                busy.remove(slot)
+                busy.remove(process)
                 if process.connection.closed:
                     free.append(process.gpus)
                 else:
                     idle.append(process)
-                outcome = Outcome(slot.cell, time.monotonic() - slot.started, value)
+                outcome = Outcome(process.cell, time.monotonic() - process.started, value)
                 outcomes.append(outcome)
-                listen("end", slot.cell, outcome)
+                display("end", process.cell, outcome)
     except BaseException:
-        stopped = True
+        interrupted = True
         raise
     finally:
-        _stop([slot.process for slot in busy] + idle, stopped)
+        _stop(busy + idle, interrupted)
     return outcomes
 
 
@@ -174,7 +181,7 @@ def _start(context: Any, gpus: str | None) -> _Process:
 
 
 def _stop(processes: list[_Process], interrupt: bool) -> None:
-    """End the processes; those at work get SIGTERM and time to save."""
+    """End the processes; an interrupt sends them SIGTERM and leaves them time to save."""
     for process in processes:
         with contextlib.suppress(OSError):
             process.connection.send(None)
@@ -190,7 +197,7 @@ def _stop(processes: list[_Process], interrupt: bool) -> None:
 
 
 class _Reporter(Progress):
-    """Sends each round's end to the sweep; stops the run when the sweep is gone."""
+    """Sends each finished round to the sweep; stops the run if the sweep has died."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
@@ -208,11 +215,11 @@ def _interrupt(signum: int, frame: Any) -> None:
 
 
 def _serve(connection: Connection, gpus: str | None) -> None:
-    """What runs in a process: one run after another until the sweep sends None or is gone."""
+    """Make one run after another until the sweep sends None or dies: the work of a process."""
     if gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # read when CUDA is first used, which is later
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # read when CUDA is first used
     signal.signal(signal.SIGTERM, _interrupt)
-    # A Ctrl-C reaches the whole group; the sweep passes it on, once, as SIGTERM.
+    # Ctrl-C reaches the whole process group; the sweep passes it on once, as SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         while (task := connection.recv()) is not None:
@@ -229,9 +236,8 @@ def _run(
     resumed: bool,
     force: bool,
 ) -> str | None:
-    """Make one run and return None, or what went wrong."""
+    """Make one run; return its error message, None if it finished."""
     from fedsim import api
-    from fedsim.errors import reason
 
     try:
         progress = _Reporter(connection)
@@ -242,5 +248,5 @@ def _run(
     except (InputError, RunFailed) as error:
         return str(error)
     except Exception as error:
-        return reason(error)
+        return describe(error)
     return None

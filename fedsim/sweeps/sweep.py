@@ -1,8 +1,9 @@
-"""The one call behind ``fedsim sweep``."""
+"""Sweeps: many runs from one file, and the table of their results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 from fedsim.errors import RunFailed, check
 from fedsim.runs.results import Run
 from fedsim.sweeps.plan import Plan, make_plan, pending
-from fedsim.sweeps.pool import Listener, default_jobs, num_cores, run_all, visible_gpus
+from fedsim.sweeps.pool import Display, default_jobs, num_cores, run_all, visible_gpus
 
 
 def sweep(
@@ -23,29 +24,29 @@ def sweep(
     out: str | Path = "runs",
     jobs: int | None = None,
     force: bool = False,
-    view: Callable[[Plan, int, int], Listener] | None = None,
+    view: Callable[[Plan, int, int], Display] | None = None,
 ) -> list[Run]:
-    """Make all runs of a sweep or experiment file and return them.
+    """Run every combination of a sweep or experiment file and return the runs.
 
-    The runs lie in ``out/<sweep>/<variant>,<key>=<value>.../seed-<s>``. Called again, finished
-    runs are left as they are and the others resumed. `set` may give several values for a key:
-    ``{"client.lr": [0.1, 0.2]}`` or ``["client.lr=0.1,0.2"]``. `jobs` is how many runs go at once,
-    by default one a core, or one a GPU where workers need one.
+    Their folders are ``out/<sweep>/<variant>,<key>=<value>.../seed-<s>``. Called again, it keeps
+    finished runs and resumes the others. `set` may give several values for a key:
+    ``{"client.lr": [0.1, 0.2]}`` or ``["client.lr=0.1,0.2"]``. `jobs` is the number of concurrent
+    runs, by default one for each core, or for each GPU where workers need one.
+    `view(plan, finished, jobs)` returns a display of their progress; there is none by default.
 
     Raises:
-        InputError: anything wrong with the file, any experiment or any folder; nothing was run.
-        RunFailed: some runs failed; the others are there.
+        InputError: the file, an experiment or a folder is invalid; nothing was run.
+        RunFailed: some runs failed; the others are finished.
     """
     check(jobs is None or jobs >= 1, "jobs must be >= 1", jobs)
     plan = make_plan(source, set, seeds, out)
     work = pending(plan, force)
-    wanted = any(cell.experiment.engine.gpus > 0 for cell, _ in work)
-    gpus = visible_gpus() if wanted else []
-    count = default_jobs(work, num_cores(), len(gpus)) if jobs is None else jobs
-    listen: Listener = lambda kind, cell, value: None  # noqa: E731
-    if view is not None:
-        listen = view(plan, len(plan.cells) - len(work), count)
-    outcomes = run_all(work, plan.root, count, force, listen, gpus)
+    on_gpus = any(cell.experiment.engine.gpus > 0 for cell, _ in work)
+    gpus = visible_gpus() if on_gpus else []
+    if jobs is None:
+        jobs = default_jobs(work, num_cores(), len(gpus))
+    with closing((view or Display)(plan, len(plan.cells) - len(work), jobs)) as display:
+        outcomes = run_all(work, plan.root, jobs, force, display, gpus)
     failed = [o for o in outcomes if o.error is not None]
     if failed:
         lines = [f"  {o.cell.label}: {str(o.error).splitlines()[0]}" for o in failed]
@@ -55,12 +56,11 @@ def sweep(
 
 
 def table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return a row for each combination: seeds, and mean and deviation of the final accuracies.
+    """Return one row for each combination: number of seeds, mean and deviation of the final scores.
 
-    Where models are scored by another headline metric, such as mAP, these are of that metric.
-
-    `generic` is the server's model on the global test set; `clients_generic` and `personal` are
-    means over the clients' own test sets. The deviation (``_std``) is over seeds, with n - 1.
+    The score is the headline metric, such as accuracy or mAP. `generic` is the server's model on
+    the global test set; `clients_generic` and `personal` are means over the clients' own test sets.
+    The standard deviation (``_std``) is over seeds, with n - 1.
     """
     columns = {
         "generic": "generic",
@@ -77,10 +77,10 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
             }
         )
     rows = []
-    for name, found in values.items():
-        row: dict[str, Any] = {"run": name, "seeds": len(found)}
+    for name, scores in values.items():
+        row: dict[str, Any] = {"run": name, "seeds": len(scores)}
         for key in columns:
-            numbers = np.array([f[key] for f in found])
+            numbers = np.array([s[key] for s in scores])
             row[key] = float(numbers.mean())
             row[f"{key}_std"] = float(numbers.std(ddof=1)) if len(numbers) > 1 else float("nan")
         rows.append(row)
@@ -88,7 +88,7 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def table_text(frame: pd.DataFrame) -> str:
-    """Return the table as text, accuracies in percent, without columns that hold nothing."""
+    """Format the table as text, scores in percent, without empty columns."""
     keys = [k for k in ("generic", "clients_generic", "personal") if frame[k].notna().any()]
     width = max(len(str(name)) for name in [*frame["run"], "run"])
     lines = [f"{'run':<{width}}  seeds" + "".join(f"  {k.replace('_', ' '):>17}" for k in keys)]

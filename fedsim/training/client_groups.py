@@ -1,16 +1,16 @@
-"""Vectorised local SGD: several clients trained in one kernel, with padded batches."""
+"""Training of several clients at once: one batched step of SGD for all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedsim.client import GroupUpdate, Task
+from fedsim.client import ClientContext, GroupUpdate, Task
 from fedsim.data.partition import Modality
 from fedsim.data.views import View
 from fedsim.params import Params, Rows
@@ -41,101 +41,24 @@ class Batch:
     lengths: list[int]
 
 
-class GroupTraining:
-    """Local SGD of several clients with one model, all from the payload's.
+@dataclass
+class GroupFit:
+    """The training of a group under way, as the methods of `GroupTraining` see it.
 
-    Clients are rows, most steps first, so that those with steps left are always the first rows;
-    `tasks` are in that order. `flat` (clients, size) are their models. A method with another step
-    subclasses this, overrides `gradients`, `after_step` or `update` and is named by the client
-    class's attribute `group`.
-
-    Raises:
-        ValueError: a client without samples, or a payload with a part of the model only.
+    Clients are rows, most steps first, so that those at work are always the first rows; `tasks` are
+    in that order. `flat` (clients, size) are their models, which all start from `start`.
     """
 
-    requires: ClassVar[tuple[str, ...]] = ("batched_gradients",)
-    """What the model must have."""
-
-    def __init__(self, config: Any, tasks: Sequence[Task]) -> None:
-        self.config, self.ctx = config, tasks[0].ctx
-        self.start: Params = tasks[0].payload["model"]
-        if self.start.layout != self.ctx.model.layout:
-            raise ValueError("clients train in a group only where the payload has the whole model")
-        self.orders = Orders(tasks, config.batch_size, config.epochs, config.steps)
-        self.tasks = [tasks[i] for i in self.orders.task_of]
-        self.flat = self.start.flat.to(self.ctx.device).expand(len(tasks), -1)
-        self.module: Any = self.ctx.model.module
-
-    @classmethod
-    def size(cls, module: nn.Module, batch_size: int) -> int:
-        """Return how many clients are trained at once, at least 1."""
-        batch_bytes = batch_size * int(getattr(module, "sample_bytes", 1))
-        sizes = GROUP_BYTES // cls.client_bytes(module), GROUP_SAMPLE_BYTES // batch_bytes
-        return max(1, min(GROUP_CLIENTS, *sizes))
-
-    @classmethod
-    def client_bytes(cls, module: Any) -> int:
-        """Return the bytes of all parameters that one client trains."""
-        return sum(4 * parameter.numel() for parameter in module.parameters())
-
-    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the losses of the active clients and their gradients (clients, size).
-
-        Both tensors may be changed afterwards.
-        """
-        losses: Tensor
-        gradients: Tensor
-        flat = self.flat[: len(batch.y)]
-        losses, gradients = self.module.batched_gradients(flat, batch.x, batch.y, batch.share)
-        return losses, gradients
-
-    def after_step(self, batch: Batch) -> None:
-        """Act on the models of the active clients after each step."""
-
-    def update(self, metrics: list[dict[str, float]]) -> GroupUpdate:
-        """Return what the clients send, whole models by default, and the states they keep."""
-        weights = [float(task.data.num_train) for task in self.tasks]
-        states = [task.state for task in self.tasks]
-        return GroupUpdate({"model": Rows(self.start, self.flat.cpu())}, weights, metrics, states)
-
-    def run(self) -> GroupUpdate:
-        """Train all clients; return their updates in the order of the tasks that came in."""
-        config, orders = self.config, self.orders
-        lr = config.lr * config.lr_decay ** (self.ctx.round - 1)
-        start = self.flat
-        losses = torch.zeros(len(self.tasks), device=self.ctx.device)
-        velocity = torch.zeros(0)
-        for step in range(orders.num_steps[0]):
-            batch = orders.batch(step, self.ctx.device)
-            active = len(batch.y)
-            loss, grads = self.gradients(batch)
-            losses[:active] += loss * batch.sizes
-            if config.clip_norm is not None:
-                norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
-                grads *= (config.clip_norm / (norms + 1e-6)).clamp(max=1.0)
-            if config.weight_decay:
-                grads += config.weight_decay * self.flat[:active]
-            if config.momentum:
-                if step == 0:
-                    velocity = grads
-                else:
-                    velocity[:active].mul_(config.momentum).add_(grads)
-                grads = velocity[:active]
-            if step > 0:
-                self.flat[:active].add_(grads, alpha=-lr)
-            elif config.momentum:
-                self.flat = torch.add(start, grads, alpha=-lr)
-            else:
-                # In place: new memory of this size costs more than the step itself.
-                self.flat = torch.add(start, grads, alpha=-lr, out=grads)
-            self.after_step(batch)
-        seen = zip(losses.tolist(), orders.num_seen, strict=True)
-        metrics = [{"train_loss": loss / samples} for loss, samples in seen]
-        return self.update(metrics).take(orders.row_of)
+    ctx: ClientContext  # of the first client; what differs between clients is in `tasks`
+    tasks: list[Task]
+    start: Params
+    flat: Tensor
+    lr: float
+    scratch: dict[str, Any] = field(default_factory=dict)  # what hooks keep between steps
 
 
 class Orders:
-    """Sample order of several clients, the same for each as in the loop.
+    """Which samples several clients train on in each step, in the order the loop would take them.
 
     Rows are the clients, most steps first, so that those still at work are always the first rows;
     `row_of` gives the row of each task and `task_of` the task of each row; `num_steps` and
@@ -180,7 +103,7 @@ class Orders:
         self._modality: Modality = "text" if texts_only else "all"
 
     def batch(self, step: int, device: torch.device) -> Batch:
-        """Return what the clients at work in this step train on."""
+        """Return the batch of a step."""
         shape = active, longest = self._active[step], self._longest[step]
         index = self._table[step, :active, :longest]
         share = torch.from_numpy(np.ascontiguousarray(self._share[step, :active, :longest]))
@@ -201,3 +124,96 @@ class Orders:
             torch.from_numpy(sizes).to(device),
             [int(size) for size in sizes],
         )
+
+
+class GroupTraining:
+    """SGD on several clients at once, a row each, for models that write out batched passes.
+
+    Class attributes:
+        passes: the methods that a model needs for it.
+    """
+
+    passes: ClassVar[tuple[str, ...]] = ("batched_gradients",)
+
+    def __init__(self, client: Any) -> None:
+        """Train the clients of a `LocalSGD` method."""
+        self.client = client
+        self.config = client.config
+
+    def size(self, module: Any) -> int:
+        """Return how many clients are trained at once, at least 1."""
+        batch_bytes = self.config.batch_size * int(getattr(module, "sample_bytes", 1))
+        sizes = GROUP_BYTES // self.client_bytes(module), GROUP_SAMPLE_BYTES // batch_bytes
+        return max(1, min(GROUP_CLIENTS, *sizes))
+
+    def client_bytes(self, module: Any) -> int:
+        """Return the bytes of all parameters that one client trains."""
+        return sum(4 * parameter.numel() for parameter in module.parameters())
+
+    def train(self, tasks: Sequence[Task]) -> GroupUpdate:
+        """Train several clients of one block; see `Client.train_group`.
+
+        Raises:
+            ValueError: the payload has a part of the model only.
+        """
+        config, ctx = self.config, tasks[0].ctx
+        start: Params = tasks[0].payload["model"]
+        if start.layout != ctx.model.layout:
+            raise ValueError("clients train in a group only where the payload has the whole model")
+        orders = Orders(tasks, config.batch_size, config.epochs, config.steps)
+        lr = config.lr * config.lr_decay ** (ctx.round - 1)
+        flat = start.flat.to(ctx.device).expand(len(tasks), -1)  # all start from one point
+        fit = GroupFit(ctx, [tasks[i] for i in orders.task_of], start, flat, lr)
+        self.start(fit)
+        losses = torch.zeros(len(tasks), device=ctx.device)
+        velocity = torch.zeros(0)
+        for step in range(orders.num_steps[0]):
+            batch = orders.batch(step, ctx.device)
+            active = len(batch.y)
+            loss, grads = self.gradients(fit, batch)
+            losses[:active] += loss * batch.sizes
+            if config.clip_norm is not None:
+                norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
+                grads *= (config.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+            if config.weight_decay:
+                grads += config.weight_decay * fit.flat[:active]
+            if config.momentum:
+                if step == 0:
+                    velocity = grads
+                else:
+                    velocity[:active].mul_(config.momentum).add_(grads)
+                grads = velocity[:active]
+            if step > 0:
+                fit.flat[:active].add_(grads, alpha=-lr)
+            elif config.momentum:
+                fit.flat = torch.add(flat, grads, alpha=-lr)
+            else:
+                # In place: new memory of this size costs more than the step itself.
+                fit.flat = torch.add(flat, grads, alpha=-lr, out=grads)
+            self.after_step(fit, batch)
+        seen = zip(losses.tolist(), orders.num_seen, strict=True)
+        metrics = [{"train_loss": loss / samples} for loss, samples in seen]
+        return self.update(fit, metrics).take(orders.row_of)
+
+    def start(self, fit: GroupFit) -> None:
+        """Prepare what the other methods need."""
+
+    def gradients(self, fit: GroupFit, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the losses of the clients at work and their gradients (clients, size).
+
+        Both tensors may be changed afterwards.
+        """
+        module: Any = fit.ctx.model.module
+        found: tuple[Tensor, Tensor] = module.batched_gradients(
+            fit.flat[: len(batch.y)], batch.x, batch.y, batch.share
+        )
+        return found
+
+    def after_step(self, fit: GroupFit, batch: Batch) -> None:
+        """Act on the models of the clients at work after each step."""
+
+    def update(self, fit: GroupFit, metrics: list[dict[str, float]]) -> GroupUpdate:
+        """Return what the clients send, whole models by default, and the states they keep."""
+        weights = [float(task.data.num_train) for task in fit.tasks]
+        states = [task.state for task in fit.tasks]
+        return GroupUpdate({"model": Rows(fit.start, fit.flat.cpu())}, weights, metrics, states)

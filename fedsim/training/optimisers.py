@@ -5,7 +5,7 @@
     adamp  Adam whose step loses its part along w, for weights that a normalisation makes
            scale-invariant (Heo et al. 2021, arXiv:2006.08217, Algorithm 2, delta 0.1)
 
-The gradient is clipped by its norm first and decayed then, as in `fedsim.training.sgd`.
+The gradient is clipped by its norm first and decayed then, as in `fedsim.training.local_sgd`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: verbs, exit status, and what is printed where."""
+"""The command line: verbs, exit status and output."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fedsim.cli.commands import main
 from fedsim.config.reading import load_experiment
 from fedsim.config.yaml import parse_yaml
 from fedsim.errors import InputError, RunFailed
+from fedsim.runs.folder import RunFolder
 
 EXPERIMENT = """\
 name: small
@@ -137,12 +138,13 @@ def test_a_seed_given_twice_is_refused(
 def test_an_existing_run_of_any_seed_is_told_before_the_first_starts(
     file: Path, calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("runs/small/seed-1").mkdir(parents=True)
+    with RunFolder.create(Path("runs"), "small", 1) as folder:
+        folder.begin(EXPERIMENT, {}, SimpleNamespace(save=Path.touch))
     assert main(["run", str(file), "--seeds", "0,1"]) == 2
-    error = capsys.readouterr().err
-    assert "runs/small/seed-1 exists" in error
-    assert "fedsim resume runs/small/seed-1" in error
-    assert "--force" in error
+    assert capsys.readouterr().err == (
+        "error: run folder runs/small/seed-1 already holds a run (round 0 of 3): continue it with "
+        "`fedsim resume runs/small/seed-1`, or start anew with --force\n"
+    )
     assert not calls
     assert main(["run", str(file), "--seeds", "0,1", "--force"]) == 0
     assert len(calls) == 2
@@ -298,7 +300,7 @@ def test_export_names_the_nearest_format(capsys: pytest.CaptureFixture[str]) -> 
 def test_bench_hands_the_workloads_to_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     stand_in = SimpleNamespace(main=lambda *args: seen.append(args))
-    monkeypatch.setitem(sys.modules, "fedsim.bench", stand_in)
+    monkeypatch.setitem(sys.modules, "fedsim.bench.timing", stand_in)
     assert main(["bench", "W1", "W3", "--repeats", "2", "--rounds", "4"]) == 0
     assert main(["bench"]) == 0
     assert seen == [(["W1", "W3"], 2, 4), ([], 3, None)]

@@ -1,4 +1,4 @@
-"""What `fedsim new` writes runs at once, in any folder, and passes its own test and ours."""
+"""Files of `fedsim new` run unchanged, in any folder, and pass their own tests and ours."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from fedsim.config.experiment import Experiment
 from fedsim.config.reading import load_experiment
 from fedsim.rounds import progress
 from fedsim.rounds.progress import (
-    NullProgress,
     PlainProgress,
+    Progress,
     TerminalProgress,
     format_metrics,
     make_progress,
@@ -127,8 +127,8 @@ def test_the_display_follows_the_stream() -> None:
     assert type(make_progress(io.StringIO())) is PlainProgress
 
 
-def test_null_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = NullProgress()
+def test_the_base_class_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Progress()
     shown.start(experiment(1, 1), Path("run"), 1)
     shown.round_end(1, {"a": 1.0}, 1.0)
     shown.end(Path("run"), [("a", "b")], 1.0)

@@ -93,7 +93,7 @@ def test_a_strategy_that_forgets_its_clients_still_fails(tmp_path: Path) -> None
 
 
 CLAIMS = '''
-from fedsim.client import Audited
+from fedsim.client import Audited, AuditedUpdate
 from fedsim.training.local_sgd import LocalSGD
 
 
@@ -106,8 +106,6 @@ class Claims(Audited, LocalSGD):
         return state, update
 
     def sent(self, payload, data):
-        from fedsim.client import AuditedUpdate
-
         return AuditedUpdate(
             {"model": payload["model"]}, float(len(data.train)), {"told": 1.0}, claims={"class": 3}
         )
@@ -164,17 +162,19 @@ def test_claims_are_audited_with_labels_that_the_client_cannot_read(
 
 
 def test_claims_without_an_audit_fail_the_client(tmp_path: Path) -> None:
-    text = CLAIMS.replace("def audit", "def other")
+    text = CLAIMS.replace("(Audited, LocalSGD)", "(LocalSGD)")
     (tmp_path / "claims.py").write_text(text)
     tree = tiny(client={"name": f"{tmp_path}/claims.py:Claims"}, rounds=1)
-    with pytest.raises(RunFailed, match="Claims makes claims that it does not audit"):
+    with pytest.raises(RunFailed, match="Claims makes claims but is no Audited"):
         fedsim.run(tree, out=tmp_path)
 
 
 def test_training_does_not_change_with_an_audit(tmp_path: Path) -> None:
     (tmp_path / "claims.py").write_text(CLAIMS)
     (tmp_path / "silent.py").write_text(
-        CLAIMS.replace(', claims={"class": 3}', "").replace("AuditedUpdate", "Update")
+        CLAIMS.replace(', claims={"class": 3}', "")
+        .replace("AuditedUpdate(", "Update(")
+        .replace("AuditedUpdate", "Update")
     )
     runs = [
         fedsim.run(

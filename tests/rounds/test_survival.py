@@ -283,15 +283,15 @@ def test_full_disk_at_a_checkpoint_keeps_the_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = tiny(rounds=4)
-    real = os.write
+    real = os.fsync
 
-    def full(descriptor: int, data: Any) -> int:
+    def full(descriptor: int) -> None:
         if "round-3" in os.readlink(f"/proc/self/fd/{descriptor}"):
             raise OSError(28, "No space left on device")
-        return real(descriptor, data)
+        real(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(RunFailed, match=r"cannot write checkpoint .*No space left on device"):
             fedsim.run(experiment, out=tmp_path / "a")
     folder = tmp_path / "a/tiny/seed-0"

@@ -1,4 +1,4 @@
-"""Values go to bytes and come back the same, bit for bit."""
+"""Serialised values come back bit for bit."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_only_imported_dataclasses_are_rebuilt() -> None:
     tensors, skeleton = encode(Frozen(1.0))
     for name in ("subprocess:Popen", "not_imported_module:State", f"{__name__}:local_class"):
         skeleton["tree"]["c"] = name
-        with pytest.raises(RunFailed, match=f"holds a {name}, which is not a dataclass known"):
+        with pytest.raises(RunFailed, match=f"holds a {name}, which is not a known dataclass"):
             decode(tensors, skeleton)
 
 

@@ -1,4 +1,4 @@
-"""What is written down about the machine and the source."""
+"""The recorded description of machine and source."""
 
 from __future__ import annotations
 

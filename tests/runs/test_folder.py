@@ -1,4 +1,4 @@
-"""Who may begin, resume and replace a run, and that nothing foreign is lost."""
+"""Beginning, resuming and replacing runs, without losing foreign files."""
 
 from __future__ import annotations
 

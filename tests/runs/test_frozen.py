@@ -1,4 +1,4 @@
-"""A frozen part that is not what it was when a run began."""
+"""Frozen parts that have changed since a run began."""
 
 from __future__ import annotations
 

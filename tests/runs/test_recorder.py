@@ -1,4 +1,4 @@
-"""The metrics of a run: values exact, a round whole or not there, readable while written."""
+"""The recorder: exact values, whole rounds or none, readable while written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from fedsim.errors import RunFailed
-from fedsim.runs.recorder import Recorder, reading
+from fedsim.runs.reader import reading
+from fedsim.runs.recorder import Recorder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Reading runs back gives what was measured."""
+"""Runs read back hold what was recorded."""
 
 from __future__ import annotations
 

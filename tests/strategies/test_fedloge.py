@@ -58,18 +58,7 @@ class Batch:
         extra = scene.client.extra(self.payload, self.state, self.ctx)
         names = [*self.ctx.model.parameter_names, *extra]
         tensors = [*self.ctx.model.parameters, *(t.requires_grad_() for t in extra.values())]
-        self.fit = Fit(
-            model=self.ctx.model,
-            view=data.train,
-            round=self.ctx.round,
-            num_classes=self.ctx.num_classes,
-            names=names,
-            parameters=tensors,
-            lr=0.1,
-            ctx=self.ctx,
-            payload=self.payload,
-            state=self.state,
-        )
+        self.fit = Fit(self.ctx, self.payload, self.state, names, tensors, 0.1, data.train)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         loss = self.scene.client.loss(self.fit, self.x, self.y)

@@ -105,18 +105,7 @@ def test_the_penalty_is_on_filters_of_neck_and_head(penalised: str) -> None:
     context, client = scene.player.context(), scene.player.client
     client.start(scene.payload, None, context)
     names, parameters = context.model.parameter_names, context.model.parameters
-    fit = Fit(
-        model=context.model,
-        view=scene.player.data().train,
-        round=context.round,
-        num_classes=context.num_classes,
-        names=names,
-        parameters=[*parameters],
-        lr=0.1,
-        ctx=context,
-        payload=scene.payload,
-        state=None,
-    )
+    fit = Fit(context, scene.payload, None, names, [*parameters], 0.1, scene.player.data().train)
     client.prepare(fit)
     penalty = fit.scratch["ortho"](fit.scratch["V"])
     grads = torch.autograd.grad(penalty, parameters, allow_unused=True)
@@ -252,18 +241,7 @@ def test_a_perfect_teacher_is_supervision(monkeypatch: pytest.MonkeyPatch) -> No
     client.start(scene.payload, None, context)
     payload = {**scene.payload, "lam": 0.0}
     names, parameters = context.model.parameter_names, context.model.parameters
-    fit = Fit(
-        model=context.model,
-        view=view,
-        round=context.round,
-        num_classes=context.num_classes,
-        names=names,
-        parameters=[*parameters],
-        lr=0.1,
-        ctx=context,
-        payload=payload,
-        state=None,
-    )
+    fit = Fit(context, payload, None, names, [*parameters], 0.1, view)
     module: Any = context.model.module.eval()
     x, told = view.inputs(), truth(view)
     real = module.loss(module(x), told.boxes, told.labels)
@@ -297,18 +275,7 @@ def test_boxes_follow_the_augmented_image() -> None:
     client, context = scene.player.client, scene.player.context()
     client.start(scene.payload, None, context)
     names, parameters = context.model.parameter_names, context.model.parameters
-    fit = Fit(
-        model=context.model,
-        view=view,
-        round=context.round,
-        num_classes=context.num_classes,
-        names=names,
-        parameters=[*parameters],
-        lr=0.1,
-        ctx=context,
-        payload=scene.payload,
-        state=None,
-    )
+    fit = Fit(context, scene.payload, None, names, [*parameters], 0.1, view)
     client.prepare(fit)
     order: list[int] = []
     client.detect = (

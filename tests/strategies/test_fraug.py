@@ -59,18 +59,7 @@ class Scene:
         names, parameters = self.context.model.parameter_names, self.context.model.parameters
         state = {"augmenter": self.augmenter}
         view = self.player.data().train
-        self.fit = Fit(
-            model=self.context.model,
-            view=view,
-            round=self.context.round,
-            num_classes=self.context.num_classes,
-            names=names,
-            parameters=[*parameters],
-            lr=0.1,
-            ctx=self.context,
-            payload=self.payload,
-            state=state,
-        )
+        self.fit = Fit(self.context, self.payload, state, names, [*parameters], 0.1, view)
         self.x, self.y = next(iter(view.batches(24, self.player.rng(), 1)))
         self.module.train()
 

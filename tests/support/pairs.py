@@ -113,7 +113,7 @@ class Scene:
         """Train a client as a worker does, keep its state, return its update."""
         from fedsim import rng
 
-        self.worker._restore_module()
+        self.worker.restore_model()
         context = self.context(client, round)
         state = self.states.get(client, self.client.init_state(context))
         payload = self.payload(client, round) if payload is None else payload

@@ -1,4 +1,4 @@
-"""Sweeps: what they consist of, what they survive, and that their runs are runs like any other."""
+"""Sweeps: their plan, interruptions, and the equality of their runs with single runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedsim.config.experiment import Engine
 from fedsim.config.yaml import dump_yaml
 from fedsim.errors import InputError, RunFailed
 from fedsim.sweeps.plan import make_plan, merged
-from fedsim.sweeps.pool import default_jobs, gpu_shares, placed, visible_gpus
+from fedsim.sweeps.pool import default_jobs, gpu_shares, visible_gpus, with_core_share
 from fedsim.sweeps.sweep import table, table_text
 from tests.support.runs import FAULTY, NOTES_GPUS, assert_same, prepared, tiny
 
@@ -108,8 +108,8 @@ def test_values_on_the_command_line_are_axes(base: str, tmp_path: Path) -> None:
         ({"seed": [1]}, "seed is not a key of a sweep.*Did you mean 'seeds'"),
         ({"base": "nowhere.yaml"}, "there is no experiment file"),
         ({"variants": ["fedavg"]}, "variants must be a mapping"),
-        ({"variants": {"a/b": {}}}, "'a/b' is no folder's name"),
-        ({"grid": {"model.hidden": [[1], [1]]}}, "two runs would lie in"),
+        ({"variants": {"a/b": {}}}, "'a/b' is not a valid folder name"),
+        ({"grid": {"model.hidden": [[1], [1]]}}, "two runs would share the folder"),
     ],
 )
 def test_one_bad_combination_stops_all(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
@@ -199,10 +199,10 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
 )
 def test_cores_are_shared(runs: int, cores: int, engine: dict[str, Any]) -> None:
     experiment = prepared(engine={"name": "ray", "workers": 7})
-    found = placed(experiment, runs, cores).engine.model_dump()
-    assert {key: found[key] for key in engine} == engine
+    engine_options = with_core_share(experiment, runs, cores).engine.model_dump()
+    assert {key: engine_options[key] for key in engine} == engine
     on_gpus = experiment.model_copy(update={"engine": Engine(gpus=0.5)})
-    assert placed(on_gpus, runs, cores) == on_gpus
+    assert with_core_share(on_gpus, runs, cores) == on_gpus
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_bits(how: signal.Signals, tmp_path:
     text = process.communicate(timeout=60)[0]
     if how != signal.SIGKILL:
         assert process.returncode == 130
-        assert "the same command goes on" in text
+        assert "the same command resumes the sweep" in text
         assert fedsim.load_run(folder).status == "interrupted"
     deadline = time.monotonic() + 30
     while any(map(alive, children)) and time.monotonic() < deadline:
