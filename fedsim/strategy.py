@@ -106,10 +106,11 @@ class Strategy(FlowerStrategy):
         Config: a frozen dataclass with the options of the experiment file's `strategy` section.
         sends: the keys of the payload.
         needs: the keys an `Update` must have.
-        client: the client method to use by default where none has the strategy's own name.
         weighted_mean: whether `aggregate` sees the updates only through their weighted mean.
             Then an element of `updates` may be the mean of several clients, its weight being
             theirs together.
+        client: the client method that the strategy comes with, where no module of ``clients/`` has
+            its name; the strategy's name then names that method too.
     """
 
     @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class Strategy(FlowerStrategy):
 
     sends: ClassVar[frozenset[str]] = frozenset({"model"})
     needs: ClassVar[frozenset[str]] = frozenset({"model"})
-    client: ClassVar[str] = "local-sgd"
     weighted_mean: ClassVar[bool] = False
+    client: ClassVar[str | None] = None
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config

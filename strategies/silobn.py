@@ -17,5 +17,7 @@ from strategies.fedbn import FedBN
 class SiloBN(FedBN):
     """Weighted mean of everything but BatchNorm's running statistics."""
 
+    client = "personal-sgd"
+
     def local(self, ctx: ServerContext) -> Callable[[str], bool]:
         return batch_norm(ctx.model.module, statistics_only=True)

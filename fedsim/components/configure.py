@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim.components.lookup import SECTIONS, default_client, resolve
+from fedsim.components.lookup import DEFAULT_CLIENT, SECTIONS, resolve, table_of
 from fedsim.components.option_types import component_kind, is_callable, replace_sections
 from fedsim.components.options import config_class, options, validate
 from fedsim.components.registered import entries
@@ -140,6 +140,23 @@ def instantiate(obj: Any, configured: Any, key: str) -> Any:
         raise InputError(
             f"{key} {obj.__name__!r} refuses its options {{{listed}}}: {error}"
         ) from error
+
+
+def default_client(strategy: str, base: Path | None = None) -> str:
+    """Return the client method that a strategy comes with.
+
+    The one of its name, or of its attribute `client`, or local SGD.
+    """
+    if strategy in table_of("clients"):
+        return strategy
+    try:
+        declared: str | None = getattr(resolve("strategies", strategy, base), "client", None)
+    except InputError:  # reported with the strategy itself
+        declared = None
+    if declared is None:
+        return DEFAULT_CLIENT
+    # The name of a built-in strategy, which `resolve` understands, is what experiments have.
+    return strategy if isinstance(table_of("strategies").get(strategy), Path) else declared
 
 
 def _written_out(

@@ -4,11 +4,6 @@ A built-in component is a module of its kind's package: ``fashion-mnist`` is the
 ``fashion_mnist`` of ``fedsim/data/datasets/fashion_mnist.py``; ``fedavg`` is the one strategy
 class of ``strategies/fedavg.py``. Another distribution adds components by entry points of the
 group ``fedsim.<kind>``, a program by `register`. Names are never shadowed: a clash is an error.
-
-A strategy comes with the client method of its own name. Where there is none, its class attribute
-`client` names one: FedPer's is ``personal-sgd``. The strategy's name then is an alias of that
-client method, ``client: {name: fedper}``, in experiment files, in stored ``config.yaml`` and where
-an experiment leaves the client out. Aliases are not listed.
 """
 
 from __future__ import annotations
@@ -50,12 +45,9 @@ _ARGUMENTS = {
     "partitions": ("samples", "clients", "rng"),
     "models": ("input_shape", "num_classes"),
 }
+DEFAULT_CLIENT = "local-sgd"
 _TRAINING = Path(__file__).parents[1] / "training"
-_GENERAL_CLIENTS = {
-    "local-sgd": _TRAINING / "local_sgd.py",
-    "personal-sgd": _TRAINING / "personal_sgd.py",
-}
-"""Client methods that belong to no single paper."""
+_TRAINING_CLIENTS = ("local_sgd", "personal_sgd")
 _Component = TypeVar("_Component")
 
 
@@ -109,7 +101,8 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
     """Return the component: a class (strategies, clients), a function, or a Flower `ClientApp`.
 
     `base` is the folder that ``./file.py`` is relative to, before the working directory; `key`
-    is what messages call the name, ``strategy.name`` for example.
+    is what messages call the name, ``strategy.name`` for example. The name of a strategy with an
+    attribute `client` also names that client method.
 
     Raises:
         InputError: unknown name, broken module, or an object of another kind.
@@ -121,8 +114,8 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
         obj = component_of_program(name) or load_reference(name, base, key)
     else:
         table = table_of(kind)
-        if kind == "clients" and name not in table and name in table_of("strategies"):
-            name = client_named_by(name)
+        if name not in table and kind == "clients" and (other := client_of(name)) is not None:
+            return resolve(kind, other, base, key)
         if name not in table:
             raise InputError(
                 f"{key} must be one of {', '.join(sorted(table)) or '(none)'}, "
@@ -144,29 +137,12 @@ def resolve(kind: str, name: str, base: Path | None = None, key: str | None = No
     return obj
 
 
-def client_named_by(strategy: str, base: Path | None = None) -> str:
-    """Return the client method that a strategy's class attribute `client` names.
-
-    Raises:
-        InputError: the strategy cannot be found or loaded.
-    """
-    name: str = getattr(resolve("strategies", strategy, base), "client", "local-sgd")
-    return name
-
-
-def default_client(strategy: str, base: Path | None = None) -> str:
-    """Return the name of the client method that an experiment with this strategy has by default.
-
-    That is ``local-sgd`` also where the strategy cannot be loaded, which its own section reports.
-    """
-    if strategy in table_of("clients"):
-        return strategy
-    try:
-        named = client_named_by(strategy, base)
-    except InputError:
-        return "local-sgd"
-    alias = named != "local-sgd" and isinstance(table_of("strategies").get(strategy), Path)
-    return strategy if alias else named
+def client_of(strategy: str) -> str | None:
+    """Return the client method that a strategy of this name declares; None if it declares none."""
+    if strategy not in table_of("strategies"):
+        return None
+    client: str | None = getattr(resolve("strategies", strategy), "client", None)
+    return client
 
 
 def table_of(kind: str) -> dict[str, Path | EntryPoint | Registered]:
@@ -184,7 +160,8 @@ def table_of(kind: str) -> dict[str, Path | EntryPoint | Registered]:
         if not path.stem.startswith("_")
     }
     if kind == "clients":
-        table |= _GENERAL_CLIENTS
+        for stem in _TRAINING_CLIENTS:
+            table[stem.replace("_", "-")] = _TRAINING / f"{stem}.py"
     points = _installed(entry_points, tuple(sys.path))[kind]
     for point in sorted(points, key=lambda p: (p.name, p.value)):
         other = table.setdefault(point.name, point)

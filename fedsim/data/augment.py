@@ -1,4 +1,4 @@
-"""Random changes of training images, in torch on whole batches."""
+"""Random augmentation of training images, in torch on whole batches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from fedsim.errors import check
 from fedsim.maths.boxes import areas, clipped
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
-
-
-_LEAST_LEFT = 0.25  # of its area a box keeps inside the image, else it is no box of it
+_LEAST_INSIDE = 0.25  # share of its area that a box must keep inside the image
 
 
 @dataclass
 class Placement:
-    """Where the points of n images went: x times `factor` plus `shift`, then mirrored or not.
+    """Geometry of n augmented images: x times `factor` plus `shift`, then mirrored or not.
 
     `factor` (n,), `shift` (n, 2) of x and y in pixels, `mirrored` bool (n,).
     """
@@ -32,16 +30,16 @@ class Placement:
 
     @classmethod
     def same(cls, x: Tensor) -> Placement:
-        """Return that of images (n, H, W, C) which stayed as they were."""
+        """Return the placement of unchanged images (n, H, W, C)."""
         n, height, width = x.shape[:3]
         factor, shift = torch.ones(n, device=x.device), torch.zeros(n, 2, device=x.device)
         return cls(height, width, factor, shift, shift[:, 0] != 0)
 
     def boxes(self, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where boxes (n, K, 4), corners in pixels, went, and their labels (n, K).
+        """Return the new boxes (n, K, 4), corners in pixels, and their labels (n, K).
 
-        They are cut off at the border; what has less than a quarter of itself inside, or less than
-        a pixel in width or height, is zeros with the label -1.
+        They are clipped at the border; a box with less than a quarter of its area inside, or less
+        than a pixel in width or height, becomes zeros with the label -1.
         """
         moved = boxes * self.factor.view(-1, 1, 1) + self.shift.repeat(1, 2).unsqueeze(1)
         low, high = self.width - moved[..., 2], self.width - moved[..., 0]
@@ -50,13 +48,13 @@ class Placement:
         inside = clipped(moved, self.height, self.width)
         sides = inside[..., 2:] - inside[..., :2]
         kept = (labels >= 0) & (sides >= 1).all(2)
-        kept &= areas(inside) >= _LEAST_LEFT * areas(moved)
+        kept &= areas(inside) >= _LEAST_INSIDE * areas(moved)
         return inside * kept.unsqueeze(2), torch.where(kept, labels, -1)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a batch of images, in this order; every image draws for itself.
+    """Augmentations of a batch of images, in this order; every image draws for itself.
 
     `scale` s: zoom by a factor from [1 - s, 1 + s], the smaller picture somewhere on black, or a
     window of the larger one (large-scale jitter, Ghiasi et al. 2021, arXiv:2012.07177). `crop`:
@@ -64,7 +62,7 @@ class Augmentation:
     `flip`: mirror left and right, every second image. `jitter` s: brightness, contrast and
     saturation, each times a factor from [1 - s, 1 + s]. `grayscale`: that share of images loses its
     colour. `blur`: that share is blurred over 5 x 5 pixels, standard deviation 1. `cutout`: a
-    square of that side at a random centre becomes the mean of the data set, cut off at the border
+    square of that side at a random centre becomes the mean of the data set, clipped at the border
     (DeVries, Taylor 2017, arXiv:1708.04552).
 
     Raises:
@@ -88,11 +86,11 @@ class Augmentation:
         check(0 <= self.blur <= 1, "augment.blur must be in [0, 1]", self.blur)
 
     def pixels(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Return changed images (n, H, W, C), float32 in 0..255 as they came; `x` may change."""
+        """Return augmented images (n, H, W, C), float32 in 0..255; `x` may change."""
         return self.placed(x, rng)[0]
 
     def placed(self, x: Tensor, rng: torch.Generator) -> tuple[Tensor, Placement]:
-        """Return what `pixels` does, and where the points of each image went."""
+        """Return the images of `pixels`, and the placement of each."""
         n, channels = len(x), x.shape[3]
         place = Placement.same(x)
         if self.scale:
@@ -115,7 +113,7 @@ class Augmentation:
             x = torch.where(colourless.view(n, 1, 1, 1), _grey(x), x)
         if self.blur:
             soft = _uniform(n, rng, x) < self.blur
-            x = torch.where(soft.view(n, 1, 1, 1), _blurred(x), x)
+            x = torch.where(soft.view(n, 1, 1, 1), _blur(x), x)
         return x, place
 
     def _zoom(self, x: Tensor, place: Placement, rng: torch.Generator) -> Tensor:
@@ -134,7 +132,7 @@ class Augmentation:
         return planes.permute(0, 2, 3, 1)
 
     def normalised(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Return changed images (n, C, H, W), after their means were made 0."""
+        """Return augmented images (n, C, H, W), whose means are 0."""
         if not self.cutout:
             return x
         n, _, height, width = x.shape
@@ -158,14 +156,14 @@ def _shift(x: Tensor, reach: int, place: Placement, rng: torch.Generator) -> Ten
     return padded[images, rows.view(n, height, 1), columns.view(n, 1, width)]
 
 
-def _blurred(x: Tensor) -> Tensor:
+def _blur(x: Tensor) -> Tensor:
     """Return (n, H, W, C) convolved with (1 4 6 4 1) / 16 along rows and columns."""
     for axis in (1, 2):
         size = x.shape[axis]
         places = torch.arange(-2, size + 2, device=x.device).clamp(0, size - 1)
         wide = x.index_select(axis, places)
-        some = [wide.narrow(axis, i, size) for i in range(5)]
-        x = (some[0] + some[4] + 4 * (some[1] + some[3]) + 6 * some[2]) / 16
+        a, b, c, d, e = (wide.narrow(axis, i, size) for i in range(5))
+        x = (a + e + 4 * (b + d) + 6 * c) / 16
     return x
 
 

@@ -1,4 +1,4 @@
-"""Arrays built once and then memory-mapped by every process of the machine.
+"""On-disk cache of arrays, built once and memory-mapped by every process of the machine.
 
 The folder is ``$FEDSIM_CACHE``, else ``~/.cache/fedsim``. An entry is a folder of ``.npy`` files
 with a ``checksums.json``; it appears by one rename, so a killed builder leaves no half entry,
@@ -23,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from fedsim.data.sources import refusing
 from fedsim.errors import InputError
 
 _CHECKSUMS = "checksums.json"
@@ -32,11 +33,11 @@ _HOLE = 1 << 16
 
 @dataclass(frozen=True)
 class Stream:
-    """An array that a builder gives piece by piece, as it may be larger than memory.
+    """An array that a builder yields piece by piece, as it may be larger than memory.
 
     `rows` yields arrays (k, ...) of `dtype`, k >= 0, that together are the array of `shape`;
-    each is written before the next is asked for. The entry's arrays are written in the order of
-    the builder's mapping, so a later stream may be computed from what an earlier one has seen.
+    each is written before the next is requested. The arrays of an entry are written in the order
+    of the builder's mapping, so a later array may be filled in while an earlier one is streamed.
     """
 
     shape: tuple[int, ...]
@@ -44,7 +45,8 @@ class Stream:
     rows: Iterable[np.ndarray]
 
 
-Built = Mapping[str, np.ndarray | Stream]
+Array = np.ndarray | Stream
+Arrays = Mapping[str, Array]
 
 
 def cache_folder() -> Path:
@@ -53,35 +55,29 @@ def cache_folder() -> Path:
     return Path(configured).expanduser() if configured else Path.home() / ".cache" / "fedsim"
 
 
-def cached_arrays(key: str, build: Callable[[], Built]) -> dict[str, np.ndarray]:
-    """Return the arrays of entry `key` as read-only memory maps, calling `build` if need be.
+def cached_arrays(key: str, build: Callable[[], Arrays]) -> dict[str, np.ndarray]:
+    """Return the arrays of entry `key` as read-only memory maps, built by `build` if absent.
 
-    `key` is a file name that must change whenever the content does. An entry whose files do
-    not have the recorded sizes is built again.
+    `key` is a file name that must change whenever the content does. An entry whose file sizes
+    differ from the recorded ones is built again.
 
     Raises:
         InputError: the folder cannot be read or written; and whatever `build` raises.
         ValueError: a `Stream` whose rows are not those of its shape and dtype.
     """
     root = cache_folder()
-    try:
-        arrays = _open(root / key)
-        if arrays is not None:
+    advice = "set FEDSIM_CACHE to a folder that can be written and has space"
+    with refusing(f"cannot use the data cache {root}: {{error}}; {advice}", OSError):
+        if (arrays := _open(root / key)) is not None:
             return arrays
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / f".{key}.lock"):
-            arrays = _open(root / key)  # another process may have built it meanwhile
-            if arrays is not None:
+            if (arrays := _open(root / key)) is not None:  # built by another process meanwhile
                 return arrays
             for leftover in root.glob(f".{key}.build-*"):  # of a builder that was killed
                 shutil.rmtree(leftover)
             _build(root, key, build)
             arrays = _open(root / key)
-    except OSError as error:
-        raise InputError(
-            f"cannot use the data cache {root}: {error}; set FEDSIM_CACHE to a folder "
-            "that can be written and has space"
-        ) from error
     if arrays is None:
         raise InputError(f"the data cache {root / key} changed while it was opened; try again")
     return arrays
@@ -89,16 +85,16 @@ def cached_arrays(key: str, build: Callable[[], Built]) -> dict[str, np.ndarray]
 
 def verify(folder: Path) -> list[str]:
     """Return the names of the entry's files whose sha256 differs from the recorded one."""
-    wrong = []
+    damaged = []
     for name, record in json.loads((folder / _CHECKSUMS).read_text()).items():
         with open(folder / name, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
-                wrong.append(name)
-    return wrong
+                damaged.append(name)
+    return damaged
 
 
 def _open(folder: Path) -> dict[str, np.ndarray] | None:
-    """Map the entry's arrays; None if it is absent or its files have not their recorded size."""
+    """Map the entry's arrays; None if it is absent or a file differs from its recorded size."""
     try:
         records = json.loads((folder / _CHECKSUMS).read_text())
         if any((folder / n).stat().st_size != r["bytes"] for n, r in records.items()):
@@ -108,7 +104,7 @@ def _open(folder: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _build(root: Path, key: str, build: Callable[[], Built]) -> None:
+def _build(root: Path, key: str, build: Callable[[], Arrays]) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{key}.build-", dir=root))
     try:
         records = {f"{n}.npy": _write(aside / f"{n}.npy", a) for n, a in build().items()}
@@ -116,8 +112,8 @@ def _build(root: Path, key: str, build: Callable[[], Built]) -> None:
             json.dump(records, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        if wrong := verify(aside):
-            raise OSError(f"{', '.join(wrong)} read back differently than written")
+        if damaged := verify(aside):
+            raise OSError(f"{', '.join(damaged)} read back differently than written")
         if (root / key).exists():  # damaged: processes that have it mapped keep their pages
             (root / key).rename(root / f".{key}.build-damaged")
             shutil.rmtree(root / f".{key}.build-damaged")
@@ -129,7 +125,7 @@ def _build(root: Path, key: str, build: Callable[[], Built]) -> None:
 
 
 class _HashingWriter:
-    """Writes to a file and hashes what was asked to be written, not what the disk holds."""
+    """Writes to a file and hashes the data as passed in, not as the disk holds it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -161,11 +157,8 @@ def _write_stream(writer: _HashingWriter, name: str, stream: Stream) -> None:
     dtype, (total, *rest) = np.dtype(stream.dtype), stream.shape
     if dtype.hasobject:
         raise ValueError(f"stream {name} must not be of Python objects, got dtype {dtype}")
-    header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": tuple(map(int, stream.shape)),
-    }
+    descr, shape = np.lib.format.dtype_to_descr(dtype), tuple(map(int, stream.shape))
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(writer, header)
     written = 0
     for rows in stream.rows:

@@ -1,4 +1,4 @@
-"""Features of a frozen network, computed once for each sample and then read from disk."""
+"""On-disk cache of a frozen network's features, a row a sample."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 import torch
 
 from fedsim.data.cache import cache_folder
-from fedsim.errors import InputError, check
+from fedsim.data.sources import refusing
+from fedsim.errors import check
 
 
 class FeatureCache:
-    """Rows of features, one a sample of a split, filled as they are asked for.
+    """Rows of features, one a sample of a split, computed on first use.
 
-    `key` is a file name that names all they depend on: the data set and its split, the network's
-    weights, the layer. The array is float32 (rows, *shape), memory-mapped, and shared by all
-    processes of the machine. Two that compute a row at once write the same bytes. `max_bytes`
-    bounds the file: rows beyond it are computed anew each time.
+    `key` is a file name that identifies everything they depend on: the data set and its split, the
+    network's weights, the layer. The array is float32 (rows, *shape), memory-mapped, and shared by
+    all processes of the machine. Two that compute a row at once write the same bytes. `max_bytes`
+    bounds the file: rows beyond it are recomputed on every use.
 
     Raises:
-        InputError: a key that is no file name, or a folder that can not be written.
+        InputError: a key that is no file name, or a folder that cannot be written.
     """
 
     def __init__(
@@ -37,23 +38,19 @@ class FeatureCache:
         self._shape = shape
         if self.kept == 0:
             return
-        try:
+        advice = "set FEDSIM_CACHE to a folder that can be written and has space"
+        with refusing(f"cannot use the feature cache {folder}: {{error}}; {advice}", OSError):
             folder.mkdir(parents=True, exist_ok=True)
             values, known = folder / f"{key}.f32", folder / f"{key}.known"
-            if _size(known) > _size(values) // row_bytes:  # in this order: values are made first
-                # Lost or cut: what is not there reads as zeros. A process at work keeps its file.
+            if _size(known) > _size(values) // row_bytes:  # sized in the order of creation
+                # Values were lost or cut and would read as zeros. A process at work keeps its file.
                 known.unlink(missing_ok=True)
             self._values = self._open(values, np.float32, (self.kept, *shape))
             self._known = self._open(known, np.uint8, (self.kept,))
-        except OSError as error:
-            raise InputError(
-                f"cannot use the feature cache {folder}: {error}; set FEDSIM_CACHE to a folder "
-                "that can be written and has space"
-            ) from error
 
     @staticmethod
     def _open(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-        # Made to its full size, so that what was never written reads as zeros and takes no space.
+        # Full size from the start: what was never written reads as zeros and takes no space.
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -64,11 +61,11 @@ class FeatureCache:
         return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
 
     def get(self, rows: np.ndarray, compute: Callable[[np.ndarray], torch.Tensor]) -> torch.Tensor:
-        """Return the features of `rows` int64 (k,): float32 (k, *shape) in memory of its own.
+        """Return the features of `rows` int64 (k,) as a new tensor, float32 (k, *shape).
 
-        ``compute(row)`` is called for those not known yet, with one row at a time: the bits of a
+        ``compute(row)`` is called for those not cached yet, with one row at a time: the bits of a
         matrix product depend on what else is in the batch, and those of a cached row must not
-        depend on who asked for it first.
+        depend on the first caller.
 
         Raises:
             ValueError: `compute` returns another shape.

@@ -1,14 +1,17 @@
-"""Image files into arrays of one shape."""
+"""Images as uint8 arrays: decoding, resizing, channel statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 
 from fedsim.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Fit = Literal["squash", "crop"]
 
@@ -20,11 +23,11 @@ def read_image(
     fit: Fit = "squash",
     name: str | None = None,
 ) -> np.ndarray:
-    """Return an image as uint8 (H, W, channels), resized to `size` (H, W) if given.
+    """Decode an image as uint8 (H, W, channels), resized to `size` (H, W) if not None.
 
     ``squash`` stretches the whole image, ``crop`` scales the shorter side and cuts the middle out.
     Transparent pixels are laid on white, and a photograph is turned as its EXIF tag says. `name`
-    stands for a source that is no path in messages.
+    is what messages call a source that is no path.
 
     Raises:
         InputError: a file that is missing, cut short, or no image; the file is named.
@@ -39,13 +42,7 @@ def read_image(
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image)
             image = image.convert("L" if channels == 1 else "RGB")
-            if size is not None and image.size != (size[1], size[0]):
-                wanted = (size[1], size[0])
-                if fit == "crop":
-                    image = ImageOps.fit(image, wanted, Image.Resampling.BICUBIC)
-                else:
-                    image = image.resize(wanted, Image.Resampling.BICUBIC)
-            pixels = np.asarray(image, np.uint8)
+            pixels = np.asarray(image if size is None else _fit(image, size, fit), np.uint8)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise InputError(
             f"{name or source} is no image that can be read ({error}); replace or remove it"
@@ -55,34 +52,35 @@ def read_image(
     return pixels[..., None] if channels == 1 else pixels
 
 
-def resize_images(x: np.ndarray, size: tuple[int, int], fit: Fit = "squash") -> np.ndarray:
-    """Return images uint8 (n, H, W, C) as uint8 (n, *size, 3), resized as `read_image` does."""
+def resize_images(
+    x: np.ndarray, size: tuple[int, int], fit: Fit = "squash", channels: Literal[1, 3] = 3
+) -> np.ndarray:
+    """Resize images uint8 (n, H, W, C) to uint8 (n, *size, channels), like `read_image`."""
+    from PIL import Image
+
+    resized = np.empty((len(x), *size, channels), np.uint8)
+    for row, pixels in zip(resized, x, strict=True):
+        plain = np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        image = Image.fromarray(plain).convert("L" if channels == 1 else "RGB")
+        row[:] = np.asarray(_fit(image, size, fit)).reshape(row.shape)
+    return resized
+
+
+def _fit(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
     from PIL import Image, ImageOps
 
-    if x.shape[3] == 1:
-        x = np.repeat(x, 3, axis=3)
-    if x.shape[1:3] == tuple(size):
-        return np.array(x)
-    wanted = (size[1], size[0])
-    made = np.empty((len(x), *size, 3), np.uint8)
-    for row, pixels in zip(made, x, strict=True):
-        image: Image.Image = Image.fromarray(np.ascontiguousarray(pixels))
-        if fit == "crop":
-            image = ImageOps.fit(image, wanted, Image.Resampling.BICUBIC)
-        else:
-            image = image.resize(wanted, Image.Resampling.BICUBIC)
-        row[:] = np.asarray(image)
-    return made
+    width_height = (size[1], size[0])
+    if image.size == width_height:
+        return image
+    if fit == "crop":
+        return ImageOps.fit(image, width_height, Image.Resampling.BICUBIC)
+    return image.resize(width_height, Image.Resampling.BICUBIC)
 
 
 def channel_stats(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std per channel of ``x / 255``, x uint8 (n, H, W, C); exact sums.
-
-    A channel that never varies gets the std 1, so that it can be divided by.
-    """
+    """Return mean and std per channel of ``x / 255``, x uint8 (n, H, W, C), like `counting`."""
     stats = np.empty((2, x.shape[3]))
-    # Block by block: a memory-mapped set may be larger than memory, and counting takes 8 bytes a
-    # value.
+    # In blocks: a memory-mapped set may exceed memory, and counting takes 8 bytes a value.
     block = max(1, 2**22 // int(np.prod(x.shape[1:3])))
     for _ in counting((x[start : start + block] for start in range(0, len(x), block)), stats):
         pass
@@ -91,16 +89,16 @@ def channel_stats(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def counting(images: Iterable[np.ndarray], stats: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the images, each uint8 (b, H, W, C); after the last, write `stats` float64 (2, C).
+    """Yield batches of images uint8 (b, H, W, C); after the last, fill `stats` float64 (2, C).
 
-    Its rows are the mean and the standard deviation per channel of ``x / 255``, from exact sums;
-    a channel that never varies gets the deviation 1, so that it can be divided by.
+    Its rows are mean and standard deviation per channel of ``x / 255``, from exact sums; a channel
+    that never varies gets the deviation 1, so that it can be divided by.
     """
     counts = np.zeros((stats.shape[1], 256), np.int64)
-    for some in images:
+    for batch in images:
         for channel, count in enumerate(counts):
-            count += np.bincount(some[..., channel].ravel(), minlength=256)
-        yield some
+            count += np.bincount(batch[..., channel].ravel(), minlength=256)
+        yield batch
     levels = np.arange(256) / 255
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     mean = share @ levels

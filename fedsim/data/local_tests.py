@@ -1,4 +1,4 @@
-"""Clients' own test samples out of a data set's test split, so that none of theirs is held out."""
+"""Clients' test samples drawn from a data set's test split instead of their own samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from fedsim.data.dataset import Dataset
-from fedsim.data.partition import Manifest
+from fedsim.data.partition import Manifest, pointers_of
 from fedsim.errors import InputError
 
 Rule = Literal["matched", "domain", "classes"]
@@ -19,14 +19,14 @@ def add_local_tests(
 ) -> Manifest:
     """Return the manifest with test samples from the test split; clients may share them.
 
-    matched: as the client's training histogram, floor(n_kc / n * N_test) random test samples of
-    class c for client k with n_kc of all n training samples (the protocol of FedLoGe's code).
-    Where that is more than the test split has of a class, it is gone through again.
-    domain: all test samples of the domains, classes: of the classes, that the client has.
+    matched: in proportion to the client's training histogram, floor(n_kc / n * N_test) random test
+    samples of class c for client k with n_kc of all n training samples (the protocol of FedLoGe's
+    code). Where the test split has fewer of a class, they are used again.
+    domain: all test samples of the client's domains. classes: all of its classes.
 
     Raises:
-        InputError: a data set without domains; a client that would have nothing to be tested on
-            under `domain` or `classes`.
+        InputError: a data set without domains; a client without any test sample under `domain` or
+            `classes`.
     """
     column = "domain" if rule == "domain" else "labels"
     if rule == "domain" and "domain" not in dataset.train.extra:
@@ -41,25 +41,24 @@ def add_local_tests(
     available = np.array([len(m) for m in members])
     if rule == "matched":
         # Whole numbers throughout: a quotient in floating point may fall below its integer.
-        wanted = counts * len(test) // len(manifest.indices)
-        wanted[available[keys % kinds] == 0] = 0
+        picks = counts * len(test) // len(manifest.indices)
+        picks[available[keys % kinds] == 0] = 0
     else:
-        wanted = available[keys % kinds]
+        picks = available[keys % kinds]
     pieces = []
-    for key, count in zip(keys[wanted > 0], wanted[wanted > 0], strict=True):
+    for key, count in zip(keys[picks > 0], picks[picks > 0], strict=True):
         rows = members[key % kinds]
         if rule == "matched":
             rounds = -(-int(count) // len(rows))
             rows = np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:count]
         pieces.append(rows)
-    sizes = np.bincount(keys // kinds, weights=wanted, minlength=manifest.num_clients)
+    sizes = np.bincount(keys // kinds, weights=picks, minlength=manifest.num_clients)
     if rule != "matched" and not sizes.all():
         client = int(np.argmin(sizes))
         raise InputError(
             f"partition.test is {rule!r}, but the test split of {dataset.name} has nothing of the "
             f"{column} of client {client}"
         )
-    pointers = np.zeros(manifest.num_clients + 1, np.int64)
-    np.cumsum(sizes.astype(np.int64), out=pointers[1:])
+    pointers = pointers_of(sizes.astype(np.int64))
     rows = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
     return replace(manifest, test_indices=rows.astype(np.int32), test_pointers=pointers)

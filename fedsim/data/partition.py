@@ -1,4 +1,4 @@
-"""Who owns which sample: assignments of samples to clients, and manifests that hold some out.
+"""Assignments of samples to clients, and manifests with held-out samples.
 
 A partition of any number of clients is a few flat arrays: client i owns
 ``indices[pointers[i]:pointers[i + 1]]``.
@@ -34,12 +34,20 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+_ROLES = ("server", "public", "labelled", "modality")
+
+
 def _none() -> np.ndarray:
     return np.empty(0, np.int32)
 
 
+def pointers_of(sizes: np.ndarray) -> np.ndarray:
+    """Return the pointers int64 (N+1,) that cut pieces of these sizes (N,)."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+
+
 class ClientIndices(NamedTuple):
-    """One client's samples, int32 (k,) views into the manifest, and what it may know of them.
+    """One client's samples, int32 (k,) views into the manifest, and its role.
 
     `train` and `validation` are rows of the training split; `test` too, or rows of the test split
     where `on_test_split` says so. `labelled` and `modality` are those of `Assignment`.
@@ -55,7 +63,7 @@ class ClientIndices(NamedTuple):
 
 Modality = Literal["all", "image", "text"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
-"""What a client holds of an image-text pair; a client's modality is an index of this."""
+"""Modalities of a client: the parts of image-text pairs that it holds, by number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +87,12 @@ class Assignment:
     modality: np.ndarray = field(default_factory=_none, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._set_integers("indices", "pointers", "server", "public", "labelled", "modality")
+        self._set_integers("indices", "pointers", *_ROLES)
         pointers = self.pointers
         check(len(pointers) >= 2, "a partition must have at least 1 client", len(pointers) - 1)
         check(pointers[0] == 0, "pointers must start at 0", int(pointers[0]))
-        check(
-            pointers[-1] == len(self.indices),
-            f"pointers must end at the number of indices, {len(self.indices)}",
-            int(pointers[-1]),
-        )
+        end, number = int(pointers[-1]), len(self.indices)
+        check(end == number, f"pointers must end at the number of indices, {number}", end)
         check(bool((self.sizes >= 0).all()), "pointers must not fall", int(self.sizes.min()))
         if len(self.indices):
             lowest = int(self.indices.min())
@@ -101,13 +106,13 @@ class Assignment:
             ("modality", last, self.num_clients),
         ):
             values = getattr(self, name)
-            right = len(values) in (0, length)
-            check(right, f"{name} must have {length} values or none", len(values))
+            fits = len(values) in (0, length)
+            check(fits, f"{name} must have {length} values or none", len(values))
             if len(values):
                 check(values.max() <= highest, f"{name} must be <= {highest}", int(values.max()))
 
     def _set_integers(self, *names: str) -> None:
-        """Give the named arrays the dtypes of the class, refusing what is not an integer array."""
+        """Convert the named arrays to the dtypes of the class, refusing any but integer arrays."""
         for name in names:
             array = np.asarray(getattr(self, name))
             is_integer = array.ndim == 1 and array.dtype.kind in "iu"
@@ -136,7 +141,7 @@ class Assignment:
         return np.repeat(np.arange(self.num_clients), self.sizes)
 
     def on_rows(self, rows: np.ndarray) -> Assignment:
-        """Return the same with sample i replaced by ``rows[i]``."""
+        """Return the assignment with sample i replaced by ``rows[i]``."""
         return replace(self, indices=rows[self.indices], server=rows[self.server])
 
 
@@ -145,9 +150,9 @@ class Manifest(Assignment):
     """An assignment whose client slices are ordered train, validation, test.
 
     `num_validation` and `num_test` are int32 (N,); every client has training samples. With
-    `test_pointers` int64 (N+1,) the test samples are not of the client's slice but those of
-    `test_indices` int32 that they cut out, rows of the data set's test split; clients may share
-    them. `num_test` is 0 then.
+    `test_pointers` int64 (N+1,) a client's test samples are not of its slice but those that they
+    cut out of `test_indices` int32, rows of the data set's test split; clients may share them.
+    `num_test` is 0 then.
 
     Raises:
         InputError: arrays that break this.
@@ -163,15 +168,15 @@ class Manifest(Assignment):
         self._set_integers("num_validation", "num_test", "test_indices", "test_pointers")
         for name in ("num_validation", "num_test"):
             counts = getattr(self, name)
-            right = len(counts) == self.num_clients
-            check(right, f"{name} must have {self.num_clients} values", len(counts))
+            fits = len(counts) == self.num_clients
+            check(fits, f"{name} must have {self.num_clients} values", len(counts))
             check(bool((counts >= 0).all()), f"{name} must be >= 0", int(counts.min()))
         lowest = int(self.num_train.min())
         check(lowest >= 1, "every client must keep at least 1 training sample", lowest)
         if self.on_test_split:
             cut = Assignment(self.test_indices, self.test_pointers)
-            right = cut.num_clients == self.num_clients
-            check(right, f"test_pointers must cut {self.num_clients} pieces", cut.num_clients)
+            fits = cut.num_clients == self.num_clients
+            check(fits, f"test_pointers must cut {self.num_clients} pieces", cut.num_clients)
             held_out = int(self.num_test.max())
             check(held_out == 0, "num_test must be 0 beside test_pointers", held_out)
         elif len(self.test_indices):
@@ -196,7 +201,7 @@ class Manifest(Assignment):
         return self.clients([i])[0]
 
     def clients(self, ids: Sequence[int]) -> list[ClientIndices]:
-        """Return the samples of some clients, in the order of `ids`, as views.
+        """Return the samples of the clients `ids`, in that order, as views.
 
         Raises:
             IndexError: an id is not in 0..N-1.
@@ -205,7 +210,7 @@ class Manifest(Assignment):
         bad = which[(which < 0) | (which >= self.num_clients)]
         if len(bad):
             raise IndexError(f"client must be in 0..{self.num_clients - 1}, got {bad[0]}")
-        # Numbers out of arrays all at once: one at a time they take longer than the slices.
+        # Numbers are taken out of arrays at once: one by one they take longer than the slices.
         stops = self.pointers[which + 1]
         tests = stops - self.num_test[which]
         validations = tests - self.num_validation[which]
@@ -237,7 +242,7 @@ class Manifest(Assignment):
     def pooled(self) -> Manifest:
         """Return the manifest of one client that trains on all clients' training samples.
 
-        It has no held-out samples; each sample is there once, in the order of the data set.
+        It has no held-out samples; each sample occurs once, in the order of the data set.
         """
         position = np.arange(len(self.indices)) - np.repeat(self.pointers[:-1], self.sizes)
         rows = np.unique(self.indices[position < np.repeat(self.num_train, self.sizes)])
@@ -271,20 +276,20 @@ class Manifest(Assignment):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
-        """Read what `save` wrote.
+        """Read the file that `save` wrote.
 
         Raises:
             InputError: no such file, or not a whole manifest.
         """
         try:
-            # Opened here, as np.load leaves a file that is no whole npz open.
+            # Opened here, as np.load leaves a damaged npz open.
             with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in _DTYPES}
             return cls(**arrays)
         except FileNotFoundError as error:
             raise InputError(f"there is no partition manifest {os.fspath(path)}") from error
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, TypeError) as error:
-            # numpy takes what is no npz for a pickle, and recommends to load it as one.
+            # numpy takes any other file for a pickle, and recommends loading it as one.
             why = "" if "pickle" in str(error) else f": {error}"
             raise InputError(f"{os.fspath(path)} is not a whole partition manifest{why}") from error
 
@@ -297,7 +302,7 @@ def build_manifest(
     Of n samples the last round(`test` * n) are test samples and those before them
     round(`validation` * n) validation samples, halves rounded up. A holdout that leaves nothing
     to train on is cut until one sample stays: first the test samples, then the validation
-    samples. Without holdout the order stays as it is and nothing is drawn from `rng`.
+    samples. Without holdout the order is kept and nothing is drawn from `rng`.
 
     Raises:
         InputError: a fraction outside [0, 1), fractions that sum to 1 or more, empty clients.
@@ -323,16 +328,9 @@ def build_manifest(
     indices = assignment.indices
     if validation > 0 or test > 0:
         indices = indices[_shuffle_within(sizes, rng)]
-    return Manifest(
-        indices,
-        assignment.pointers,
-        num_validation.astype(np.int32),
-        num_test.astype(np.int32),
-        server=assignment.server,
-        public=assignment.public,
-        labelled=assignment.labelled,
-        modality=assignment.modality,
-    )
+    roles = {name: getattr(assignment, name) for name in _ROLES}
+    held_out = num_validation.astype(np.int32), num_test.astype(np.int32)
+    return Manifest(indices, assignment.pointers, *held_out, **roles)
 
 
 def _rounded(fraction: float, sizes: np.ndarray) -> np.ndarray:

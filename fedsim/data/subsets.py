@@ -1,17 +1,20 @@
-"""Long tails: a training set cut so that its class sizes fall from many samples to few.
+"""Subsets of a training split: long tails of class sizes, and random shares.
+
+A long tail keeps n_c samples of the classes c = 0..C-1 in the order of their numbers, so that class
+0 is the largest:
 
     exponential   n_c = floor(n_max IF^(-c / (C - 1)))       Cao et al. 2019, arXiv:1906.07413
     pareto        n_c = floor(n_max (c + 1)^(-ln IF / ln C))  a rank-size power law (Zipf)
     step          n_c = n_max, and floor(n_max / IF) for the last classes
                                                           Buda et al. 2018, arXiv:1710.05381
 
-for classes c = 0..C-1 in the order of their numbers: class 0 is the largest. IF is the imbalance,
-the size of the largest class over that of the smallest. The pareto tail has both ends in common
-with the exponential one, and falls faster in between.
+IF is the imbalance, the size of the largest class over that of the smallest. The pareto tail has
+both ends in common with the exponential one, and falls faster in between.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from decimal import ROUND_FLOOR, Decimal, localcontext
 from typing import Literal, get_args
 
@@ -21,8 +24,8 @@ from fedsim.errors import InputError, check
 
 Profile = Literal["exponential", "pareto", "step"]
 
-# Sizes are computed to 50 digits. What lies closer than this below a whole number is that number:
-# n_max / IF by way of logarithms, which in double precision would be 99.999... for 5000 / 50.
+# Sizes are computed to 50 digits, and anything closer than this below a whole number counts as that
+# number: n_max / IF by way of logarithms would be 99.999... for 5000 / 50 in double precision.
 _DIGITS, _CLOSE = 50, Decimal("1e-30")
 
 
@@ -41,15 +44,15 @@ def class_sizes(
     Raises:
         InputError: a value out of range, or an unknown profile.
     """
-    known = get_args(Profile)
     check(num_classes >= 1, "a long tail needs at least 1 class", num_classes)
     check(largest >= 1, "dataset.largest must be >= 1", largest)
     check(1 <= imbalance < np.inf, "dataset.imbalance must be >= 1 and finite", imbalance)
-    check(profile in known, f"dataset.profile must be one of {', '.join(known)}", profile)
+    profiles = get_args(Profile)
+    check(profile in profiles, f"dataset.profile must be one of {', '.join(profiles)}", profile)
     check(0 <= step_share <= 1, "step_share must be in [0, 1]", step_share)
     with localcontext() as context:
         context.prec = _DIGITS
-        # By way of the digits a user writes: 0.3 is three tenths, not its nearest binary fraction.
+        # From the digits as written: 0.3 is three tenths, not its nearest binary fraction.
         factor, share = Decimal(str(imbalance)), Decimal(str(step_share))
         log_factor = factor.ln()
         sizes = []
@@ -75,11 +78,11 @@ def long_tail_rows(
     largest: int | None = None,
     step_share: float = 0.5,
 ) -> np.ndarray:
-    """Return which samples stay, int64, ascending: random ones of each class, as many as its size.
+    """Return the rows of a long tail, int64, ascending: random samples of each class.
 
-    `labels` are int64 (n,) in 0..C-1; a sample of class -1 (it has none) does not stay. `largest`
-    is n_max, by default the mean class size floor(n / C), or the largest below it for which no
-    class has too few samples.
+    `labels` are int64 (n,) in 0..C-1; samples of class -1 (none) are left out. `largest` is n_max,
+    by default the mean class size floor(n / C), or the largest below it for which every class has
+    enough samples.
 
     Raises:
         InputError: a value out of range; a class with fewer samples than its size.
@@ -87,13 +90,29 @@ def long_tail_rows(
     labels = np.asarray(labels)
     counts = np.bincount(labels + 1, minlength=num_classes + 1)[1:]
     check(len(counts) == num_classes, f"labels must be in 0..{num_classes - 1}", len(counts) - 1)
+
+    def sizes_of(most: int) -> np.ndarray:
+        return class_sizes(num_classes, most, imbalance, profile, step_share)
+
+    def feasible(most: int) -> int:
+        """Return the largest n_max up to `most` whose tail the classes can fill; 0 if none is."""
+        lacks = range(1, most + 1)  # sizes rise with n_max
+        return bisect_left(lacks, True, key=lambda n: bool((sizes_of(n) > counts).any()))
+
     if largest is None:
         largest = int(counts.sum()) // num_classes
         check(largest >= 1, "a long tail needs at least 1 sample a class, the mean is", largest)
-        largest = _feasible(counts, largest, imbalance, profile, step_share) or largest
-    sizes = class_sizes(num_classes, largest, imbalance, profile, step_share)
+        largest = feasible(largest) or largest
+    sizes = sizes_of(largest)
     if (sizes > counts).any():
-        raise _too_few(counts, sizes, largest, imbalance, profile, step_share)
+        worst = int(np.argmax(sizes - counts))
+        lacking = f"class {worst} has {counts[worst]} samples, the tail needs {sizes[worst]}"
+        tail, most = f"{profile} tail of imbalance {imbalance:g}", feasible(largest)
+        if most == 0:
+            raise InputError(f"no {tail} fits the data: {lacking}")
+        raise InputError(
+            f"dataset.largest must be <= {most} for the {tail}, got {largest}: {lacking}"
+        )
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     # Within a class the order is random, so its first samples are random ones.
@@ -102,44 +121,13 @@ def long_tail_rows(
     return np.sort(order[np.repeat(first, sizes) + rank]).astype(np.int64)
 
 
-def _feasible(
-    counts: np.ndarray, largest: int, imbalance: float, profile: Profile, step_share: float
-) -> int:
-    """Return the largest n_max up to `largest` whose tail the classes can fill; 0 if none is."""
-    low, high = 0, largest + 1  # sizes rise with n_max
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = class_sizes(len(counts), middle, imbalance, profile, step_share) <= counts
-        low, high = (middle, high) if fits.all() else (low, middle)
-    return low
-
-
-def _too_few(
-    counts: np.ndarray,
-    sizes: np.ndarray,
-    largest: int,
-    imbalance: float,
-    profile: Profile,
-    step_share: float,
-) -> InputError:
-    worst = int(np.argmax(sizes - counts))
-    lacking = f"class {worst} has {counts[worst]} samples, the tail needs {sizes[worst]}"
-    low = _feasible(counts, largest, imbalance, profile, step_share)
-    if low == 0:
-        return InputError(f"no {profile} tail of imbalance {imbalance:g} fits the data: {lacking}")
-    return InputError(
-        f"dataset.largest must be <= {low} for the {profile} tail of imbalance {imbalance:g}, "
-        f"got {largest}: {lacking}"
-    )
-
-
 def share_rows(
     n: int, domains: np.ndarray | None, share: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Return a random `share` in (0, 1] of the rows 0..n-1, int64, ascending.
 
-    Of every domain, where there are domains int64 (n,), so that none disappears:
-    round(share * size) rows, halves rounded up, at least 1.
+    With domains int64 (n,), it is taken of each one, so that none disappears: round(share * size)
+    rows, halves rounded up, at least 1.
     """
     order = rng.permutation(n)
     groups = np.zeros(n, np.int64) if domains is None else np.asarray(domains)[order]

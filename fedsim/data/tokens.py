@@ -1,4 +1,4 @@
-"""Texts into numbers: a word tokeniser, a vocabulary, rows of tokens of equal length."""
+"""Encoding of texts: word tokeniser, vocabulary, rows of tokens of equal length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from fedsim.errors import check
 
 END, UNKNOWN = 0, 1
-"""The tokens after a text's end and of words that the vocabulary lacks."""
+"""The tokens past the end of a text and of unknown words."""
 
 _WORD = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]")
 

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from fedsim.components import lookup
-from fedsim.components.configure import complete, configure
-from fedsim.components.lookup import KINDS, default_client, names, resolve
+from fedsim.components.configure import configure, default_client
+from fedsim.components.lookup import KINDS, names, resolve
 from fedsim.components.options import options
-from fedsim.config.reading import load_experiment
 from fedsim.config.references import load_file
 from fedsim.errors import InputError
-from tests.support.runs import tiny
+from fedsim.training.personal_sgd import PersonalSGD
 
 FLOWER = "flwr.serverapp.strategy"
 
@@ -78,38 +77,22 @@ def test_default_client_is_the_one_of_the_strategys_name_else_local_sgd(
 ) -> None:
     assert default_client("fedavg") == "local-sgd"
     assert default_client(f"{FLOWER}:FedYogi") == "local-sgd"
-    assert default_client("fedprox") == "fedprox"
     entry.append(EntryPoint("fedavg", "os:getcwd", "fedsim.clients"))
     assert default_client("fedavg") == "fedavg"
 
 
-@pytest.mark.parametrize("name", ["fedbn", "fedper", "lg-fedavg", "local", "pfedhn", "silobn"])
-def test_a_strategy_that_names_its_client_is_an_alias_of_it(name: str) -> None:
-    """Experiments store the alias, so that the digests of earlier runs stay."""
-    from fedsim.training.personal_sgd import PersonalSGD
-
-    assert resolve("clients", name) is PersonalSGD
-    assert default_client(name) == name
-    assert name not in names("clients")
-    stored = complete(load_experiment(tiny(strategy={"name": name})), None)
-    assert stored.client.name == name
-    assert stored.client.options["adapt_epochs"] == 0
-    assert complete(load_experiment(stored.model_dump()), None) == stored
-    written = tiny(strategy={"name": name}, client={"name": name})
-    assert complete(load_experiment(written), None) == stored
-
-
-def test_a_strategy_outside_the_package_passes_on_the_client_that_it_names(folder: Path) -> None:
-    (folder / "rule.py").write_text(
-        "from strategies.fedper import FedPer\nclass Rule(FedPer): pass\n"
+def test_a_strategy_may_declare_its_client_method(tmp_path: Path) -> None:
+    assert default_client("fedper") == "fedper"
+    for name in ("fedper", "fedbn", "silobn", "lg-fedavg", "pfedhn", "local"):
+        assert resolve("clients", name) is PersonalSGD
+    assert resolve("clients", "personal-sgd") is PersonalSGD
+    (tmp_path / "rule.py").write_text(
+        "from strategies.fedavg import FedAvg\n\nclass Rule(FedAvg):\n    client = 'personal-sgd'\n"
     )
-    assert default_client("./rule.py:Rule", folder) == "personal-sgd"
-    assert default_client("./absent.py:Rule", folder) == "local-sgd"
-
-
-def test_an_unknown_client_is_not_taken_for_a_strategy() -> None:
-    with pytest.raises(InputError, match=r"client.name must be one of .*, got 'fedperr'"):
-        resolve("clients", "fedperr")
+    assert default_client("./rule.py:Rule", tmp_path) == "personal-sgd"
+    assert default_client("./none.py:Rule", tmp_path) == "local-sgd"
+    with pytest.raises(InputError, match=r"client\.name must be one of"):
+        resolve("clients", "fedavg")
 
 
 def test_component_of_a_file_relative_to_the_experiment_else_to_the_working_folder(

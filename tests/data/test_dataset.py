@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedsim.data.dataset import Card, Dataset, Split
+from fedsim.data.dataset import Card, Dataset, Samples, Split
 from fedsim.errors import InputError
 
 
@@ -71,6 +71,25 @@ def test_split_refuses_extra_of_another_length() -> None:
 def test_card_refuses_wrong_statistics(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         card(**changes)
+
+
+def test_a_card_is_measured_before_it_is_a_data_sets() -> None:
+    without_shape = Card("t", "s", "l", ("a", "b"))
+    with pytest.raises(InputError, match="must have an input_shape"):
+        Dataset("toy", split([0, 1]), split([0]), without_shape)
+    with pytest.raises(InputError, match="mean must have 1 values"):
+        Dataset("toy", split([0, 1]), split([0]), card(mean=(), std=()))
+    with pytest.raises(InputError, match="must have an input_shape"):
+        Card("t", "s", "l", ("a", "b"), mean=(0.5,), std=(0.25,))
+
+
+def test_samples_are_taken_with_all_they_have() -> None:
+    samples = Samples(np.array([3, 1, 2]), 4, np.array([0, 1, 0]), ("x", "y"), None)
+    part = samples.take(np.array([2, 0]))
+    assert (part.labels.tolist(), part.owners) == ([2, 3], None)
+    assert part.domains is not None
+    assert part.domains.tolist() == [0, 0]
+    assert (part.num_classes, part.domain_names) == (4, ("x", "y"))
 
 
 def test_dataset_refuses_splits_unlike_its_card() -> None:

@@ -47,4 +47,4 @@ def emoji() -> dict[str, Any]:
 def use_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let scenes be made of `emoji`."""
     made = emoji()
-    monkeypatch.setattr("fedsim.data.synthetic.emoji_pool._packaged", lambda: made)
+    monkeypatch.setattr("fedsim.data.synthetic.emoji_pool.load_rgba", lambda: made)

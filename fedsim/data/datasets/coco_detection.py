@@ -2,94 +2,79 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fedsim.data.cache import Built, Stream, cached_arrays
-from fedsim.data.dataset import Card, Dataset, Split
+from fedsim.data.arrays import dataset_of, names_of, split_arrays
+from fedsim.data.cache import Array, Arrays, Stream, cached_arrays
+from fedsim.data.dataset import SPLITS, Card, Dataset
 from fedsim.data.images import counting
 from fedsim.data.loaders.coco import (
     CocoFile,
-    letterboxed,
-    letterboxed_boxes,
-    num_chunks,
+    letterbox,
+    letterbox_boxes,
     read_coco,
     readable,
 )
-from fedsim.data.sources import data_folders, fingerprint, track
-from fedsim.data.synthetic.photographs import PARTS, Part
+from fedsim.data.sources import data_folders, digest, fingerprint, not_found
 from fedsim.data.synthetic.scenes import label_of_largest
 from fedsim.data.tokens import to_bytes
-from fedsim.errors import InputError, check, nearest
+from fedsim.errors import check, nearest
 
 _VERSION = 1
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What is said of a set, and how one gets its files."""
+class _DetectionSet(NamedTuple):
+    """The card of a set, without its classes, and how to get its files."""
 
-    title: str
-    source: str
-    licence: str
-    description: str
+    card: Card
     get: str
 
 
-_CONVERTED = "annotations/instances_{part}.json"
-_SETS: dict[str, _Known] = {
-    "coco": _Known(
-        title="Detection set in COCO's format",
-        source="the user's files; COCO itself: Lin et al. 2014, arXiv:1405.0312, cocodataset.org",
-        licence="that of the files; COCO: annotations CC-BY-4.0, images by Flickr's terms of use",
-        description="Boxes of everyday objects, or of whatever the annotations name.",
-        get=(
-            "get train2017, val2017 and annotations_trainval2017 from cocodataset.org, or give "
-            "dataset.root and the paths of your own files"
-        ),
+def _known(title: str, source: str, licence: str, text: str, get: str) -> _DetectionSet:
+    card = Card(title, source, licence, (), description=text, kind="detection")
+    return _DetectionSet(card, get)
+
+
+_CONVERT = "then run python -m fedsim.data.loaders.detection_converters {} SRC {{folder}}"
+_SETS = {
+    "coco": _known(
+        "Detection set in COCO's format",
+        "the user's files; COCO itself: Lin et al. 2014, arXiv:1405.0312, cocodataset.org",
+        "that of the files; COCO: annotations CC-BY-4.0, images by Flickr's terms of use",
+        "Boxes of everyday objects, or of whatever the annotations name.",
+        "get train2017, val2017 and annotations_trainval2017 from cocodataset.org, or give "
+        "dataset.root and the paths of your own files",
     ),
-    "bdd100k": _Known(
-        title="BDD100K detection",
-        source="Yu et al. 2020, arXiv:1805.04687; bdd-data.berkeley.edu",
-        licence="BDD100K licence: research and other non-commercial use; see its site",
-        description="Driving scenes of 10 classes; the domain is the weather. Test: validation.",
-        get=(
-            "get the 100k images and the detection labels from bdd-data.berkeley.edu, then run "
-            "python -m fedsim.data.loaders.detection_converters bdd100k SRC {folder}"
-        ),
+    "bdd100k": _known(
+        "BDD100K detection",
+        "Yu et al. 2020, arXiv:1805.04687; bdd-data.berkeley.edu",
+        "BDD100K licence: research and other non-commercial use; see its site",
+        "Driving scenes of 10 classes; the domain is the weather. Test: validation.",
+        "get the 100k images and the detection labels from bdd-data.berkeley.edu, "
+        + _CONVERT.format("bdd100k"),
     ),
-    "cityscapes": _Known(
-        title="Cityscapes detection, clear and foggy",
-        source=(
-            "Cordts et al. 2016, arXiv:1604.01685; fog: Sakaridis et al. 2018, arXiv:1708.07819; "
-            "cityscapes-dataset.com"
-        ),
-        licence="Cityscapes licence: non-commercial use, no redistribution; see its site",
-        description=(
-            "Street scenes of 8 classes; boxes around the visible part of each instance; the "
-            "domain is clear or foggy. Test: validation."
-        ),
-        get=(
-            "get leftImg8bit, gtFine and leftImg8bit_foggy (optional) from cityscapes-dataset.com, "
-            "then run python -m fedsim.data.loaders.detection_converters cityscapes SRC {folder}"
-        ),
+    "cityscapes": _known(
+        "Cityscapes detection, clear and foggy",
+        "Cordts et al. 2016, arXiv:1604.01685; fog: Sakaridis et al. 2018, arXiv:1708.07819; "
+        "cityscapes-dataset.com",
+        "Cityscapes licence: non-commercial use, no redistribution; see its site",
+        "Street scenes of 8 classes; boxes around the visible part of each instance; the "
+        "domain is clear or foggy. Test: validation.",
+        "get leftImg8bit, gtFine and leftImg8bit_foggy (optional) from cityscapes-dataset.com, "
+        + _CONVERT.format("cityscapes"),
     ),
-    "soda10m": _Known(
-        title="SODA10M, labelled part",
-        source="Han et al. 2021, arXiv:2106.11118; soda-2d.github.io",
-        licence="CC-BY-NC-SA-4.0 as its site says; see there",
-        description="Driving scenes of 6 classes; the domain is the weather. Test: validation.",
-        get=(
-            "get the labelled part (SSLAD-2D) from soda-2d.github.io, then run "
-            "python -m fedsim.data.loaders.detection_converters soda10m SRC {folder}"
-        ),
+    "soda10m": _known(
+        "SODA10M, labelled part",
+        "Han et al. 2021, arXiv:2106.11118; soda-2d.github.io",
+        "CC-BY-NC-SA-4.0 as its site says; see there",
+        "Driving scenes of 6 classes; the domain is the weather. Test: validation.",
+        "get the labelled part (SSLAD-2D) from soda-2d.github.io, " + _CONVERT.format("soda10m"),
     ),
 }
 
@@ -113,9 +98,9 @@ def coco_detection(
 ) -> Dataset:
     """Detection from your files in COCO's format: COCO, BDD100K, Cityscapes, SODA10M.
 
-    `root` is the folder of the files, else the usual folders are looked through. Paths in it are
-    those of COCO 2017, ``annotations/instances_train2017.json`` with ``train2017``, and val2017
-    for testing; for a `set` that was converted they are ``annotations/instances_train.json`` and
+    `root` is the folder of the files, else the usual folders are searched. Paths in it are those
+    of COCO 2017, ``annotations/instances_train2017.json`` with ``train2017``, and val2017 for
+    testing; for a converted `set` they are ``annotations/instances_train.json`` and
     ``instances_test.json`` with images relative to `root`. The four path options replace them.
 
     Images are resized to fit `size` x `size` with grey beside them, boxes along with them, at
@@ -137,88 +122,58 @@ def coco_detection(
     check(limit is None or limit >= 1, "dataset.limit must be >= 1", limit)
     check(per_domain is None or per_domain >= 1, "dataset.per_domain must be >= 1", per_domain)
     known = _SETS[set or "coco"]
-    given: dict[Part, tuple[str | None, str | None]] = {
-        "train": (train_annotations, train_images),
-        "test": (test_annotations, test_images),
-    }
-    paths = _find(set, root, given)
+    paths = _find(set, root, [(train_annotations, train_images), (test_annotations, test_images)])
 
-    def build() -> Built:
-        files = {
-            part: read_coco(annotations, images, domain, classes, limit)
-            for part, (annotations, images) in paths.items()
-        }
-        _check_alike(files)
-        for part, file in files.items():
-            _keep_domains(file, domains, per_domain if part == "train" else None)
+    def build() -> Arrays:
+        files = [read_coco(*place, domain, classes, limit) for place in paths]
+        _check_alike(*files)
+        for file, most in zip(files, (per_domain, None), strict=True):
+            _keep_domains(file, domains, most)
         if broken == "skip":
-            for file in files.values():
-                working = readable(file.images)
-                check(len(working) > 0, f"an image of {file.path} must be readable", 0)
-                file.left_out["image"] = len(file.images) - len(working)
-                file.images[:] = working
-        present = sorted({im.domain for f in files.values() for im in f.images if im.domain})
-        most = max((len(im.boxes) for f in files.values() for im in f.images), default=0)
-        most = min(max(most, 1), max_boxes)
-        built: dict[str, np.ndarray | Stream] = {
-            "classes": to_bytes(files["train"].classes),
-            "domains": to_bytes(present),
-            "left-out": np.array(
-                [
-                    sum(f.left_out[reason] for f in files.values())
-                    for reason in ("crowd", "outside", "image")
-                ]
-            ),
+            for file in files:
+                whole = readable(file.images)
+                check(len(whole) > 0, f"an image of {file.path} must be readable", 0)
+                file.left_out["image"] = len(file.images) - len(whole)
+                file.images[:] = whole
+        images = [image for file in files for image in file.images]
+        domain_names = sorted({image.domain for image in images if image.domain})
+        most_boxes = min(max(1, *(len(image.boxes) for image in images)), max_boxes)
+        left_out = sum((file.left_out for file in files), Counter[str]())
+        arrays: dict[str, Array] = {
+            "classes": to_bytes(files[0].classes),
+            "domains": to_bytes(domain_names),
+            "left-out": np.array([left_out[why] for why in ("crowd", "outside", "image")]),
         }
-        for part, file in files.items():
-            columns = _columns(part, file, size, most, present)
-            built |= {f"{part}-{name}": column for name, column in columns.items()}
-        return built
+        for split, file in zip(SPLITS, files, strict=True):
+            columns = _columns(f"coco-detection, {split}", file, size, most_boxes, domain_names)
+            arrays |= split_arrays(split, columns)
+        return arrays
 
     options = [size, classes, domain, max_boxes, limit, broken]
     if domains is not None or per_domain is not None:
         options += [domains, per_domain]
-    content = fingerprint(path for pair in paths.values() for path in pair)
-    digest = hashlib.sha256(json.dumps([content, options]).encode()).hexdigest()[:16]
-    arrays = cached_arrays(f"coco-detection-{_VERSION}-{digest}", build)
-    mean, std = (tuple(float(v) for v in row) for row in arrays["train-stats"])
+    content = fingerprint(path for place in paths for path in place)
+    key = f"coco-detection-{_VERSION}-{digest(json.dumps([content, options]))}"
+    arrays = cached_arrays(key, build)
     crowd, outside, unreadable = arrays["left-out"].tolist()
-    return Dataset(
-        name="coco-detection",
-        train=_split(arrays, "train"),
-        test=_split(arrays, "test"),
-        card=Card(
-            title=known.title,
-            source=known.source,
-            licence=known.licence,
-            classes=tuple(name.decode() for name in arrays["classes"]),
-            input_shape=(3, size, size),
-            mean=mean,
-            std=std,
-            description=(
-                f"{known.description} Left out: {crowd} crowd regions, {outside} boxes outside "
-                f"their image, {unreadable} unreadable images."
-            ),
-            kind="detection",
-            domains=tuple(name.decode() for name in arrays["domains"]),
+    card = replace(
+        known.card,
+        classes=names_of(arrays["classes"]),
+        domains=names_of(arrays["domains"]),
+        description=(
+            f"{known.card.description} Left out: {crowd} crowd regions, {outside} boxes outside "
+            f"their image, {unreadable} unreadable images."
         ),
     )
+    return dataset_of("coco-detection", arrays, card)
 
 
-def _split(arrays: dict[str, np.ndarray], part: Part) -> Split:
-    columns = ("boxes", "box_labels", "domain")
-    extra = {name: arrays[f"{part}-{name}"] for name in columns if f"{part}-{name}" in arrays}
-    return Split(arrays[f"{part}-x"], arrays[f"{part}-y"], extra)
-
-
-def _columns(
-    part: Part, file: CocoFile, size: int, most: int, domains: list[str]
-) -> dict[str, np.ndarray | Stream]:
+def _columns(title: str, file: CocoFile, size: int, most: int, domains: list[str]) -> Arrays:
     n, stats = len(file.images), np.empty((2, 3))
-    boxes, labels = letterboxed_boxes(file.images, size, most)
-    images = track(letterboxed(file.images, size), f"coco-detection, {part}", num_chunks(n))
-    columns: dict[str, np.ndarray | Stream] = {
-        "x": Stream((n, size, size, 3), np.uint8, counting(images, stats)),
+    boxes, labels = letterbox_boxes(file.images, size, most)
+    images = counting(letterbox(file.images, size, title), stats)
+    columns: dict[str, Array] = {
+        "x": Stream((n, size, size, 3), np.uint8, images),
         "y": label_of_largest(boxes, labels),
         "boxes": boxes,
         "box_labels": labels,
@@ -231,68 +186,65 @@ def _columns(
 
 
 def _find(
-    set: str | None, root: str | None, given: dict[Part, tuple[str | None, str | None]]
-) -> dict[Part, tuple[Path, Path]]:
-    """Return the annotation file and the image folder of each part, of the first folder with all.
+    set: str | None, root: str | None, options: list[tuple[str | None, str | None]]
+) -> list[tuple[Path, Path]]:
+    """Return the annotation file and the image folder of both splits, of one folder with all.
+
+    `options` are the paths that replace the usual ones.
 
     Raises:
         InputError: no folder has all of them.
     """
     folders = data_folders(set or "coco", root)
+    absent: list[list[Path]] = []
     for folder in folders:
-        paths: dict[Part, tuple[Path, Path]] = {}
-        for part in PARTS:
-            annotations, images = given[part]
-            year = {"train": "train2017", "test": "val2017"}[part]
-            usual = "." if set else year
-            file = _CONVERTED.format(part=part if set else year)
-            paths[part] = (folder / (annotations or file), folder / (images or usual))
-        missing = [str(path) for pair in paths.values() for path in pair if not path.exists()]
-        if not missing:
-            return paths
-        if folder == folders[0]:
-            first_missing = missing
+        places = []
+        for split, year, (labels, images) in zip(
+            SPLITS, ("train2017", "val2017"), options, strict=True
+        ):
+            usual = f"annotations/instances_{split if set else year}.json"
+            image_folder = images or ("." if set else year)
+            places.append((folder / (labels or usual), folder / image_folder))
+        absent.append([path for place in places for path in place if not path.exists()])
+        if not absent[-1]:
+            return places
     known = _SETS[set or "coco"]
-    raise InputError(
-        f"{known.title} was not found in {', '.join(map(str, folders))}: "
-        f"{', '.join(first_missing)} missing; {known.get.format(folder=folders[0])}"
-    )
+    missing = ", ".join(map(str, absent[0]))
+    advice = f"{missing} missing; {known.get.format(folder=folders[0])}"
+    raise not_found(known.card.title, folders, advice)
 
 
-def _keep_domains(file: CocoFile, wanted: list[str] | None, most: int | None) -> None:
-    """Leave out images of other domains, and those beyond the first of each (in place).
+def _keep_domains(file: CocoFile, names: list[str] | None, most: int | None) -> None:
+    """Leave out images of other domains, and all but the first `most` of each (in place).
 
     Raises:
         InputError: a file without domains, or a domain that no image of it has.
     """
-    if wanted is None and most is None:
+    if names is None and most is None:
         return
     known = sorted({image.domain for image in file.images if image.domain is not None})
-    check(
-        len(known) > 0, f"dataset.domains and per_domain need images with domains, {file.path}", 0
-    )
-    for name in wanted or ():
+    requirement = f"dataset.domains and per_domain need images with domains, {file.path}"
+    check(len(known) > 0, requirement, 0)
+    for name in names or ():
         requirement = f"dataset.domains must be domains of {file.path}, of {', '.join(known)}"
         check(name in known, f"{requirement}{nearest(name, known)}", name)
     counts: Counter[str | None] = Counter()
     kept = []
     for image in file.images:
         counts[image.domain] += 1
-        if (wanted is None or image.domain in wanted) and counts[image.domain] <= (
-            most or math.inf
-        ):
+        is_early = most is None or counts[image.domain] <= most
+        if is_early and (names is None or image.domain in names):
             kept.append(image)
-    check(len(kept) > 0, f"dataset.domains must leave images of {file.path}", wanted)
+    check(len(kept) > 0, f"dataset.domains must leave images of {file.path}", names)
     file.images[:] = kept
 
 
-def _check_alike(files: dict[Part, CocoFile]) -> None:
-    train, test = files["train"], files["test"]
+def _check_alike(train: CocoFile, test: CocoFile) -> None:
     check(
         train.classes == test.classes,
         f"{train.path} and {test.path} must have the same categories {list(train.classes)}; "
         "convert both alike or name the common ones in dataset.classes",
         list(test.classes),
     )
-    some = {bool(file.images[0].domain) for file in files.values()}
-    check(len(some) == 1, f"{train.path} and {test.path} must both have domains or neither", some)
+    both = {bool(file.images[0].domain) for file in (train, test)}
+    check(len(both) == 1, f"{train.path} and {test.path} must both have domains or neither", both)

@@ -1,4 +1,4 @@
-"""Digits from five sources that look unlike each other: two real, one derived, two synthetic.
+"""Digits from five dissimilar sources: two real, one derived, two synthetic.
 
 mnist      real: scanned handwriting (mnist5k)
 optical    real: scanned handwriting, 8x8 counts of ink made larger (UCI, as in scikit-learn)
@@ -13,18 +13,17 @@ This is not the Digits-5 benchmark (MNIST, MNIST-M, SVHN, SynthDigits, USPS).
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from fedsim.data.arrays import dataset_of, divide
 from fedsim.data.cache import cached_arrays
-from fedsim.data.dataset import Card, Dataset, Split
+from fedsim.data.dataset import SPLITS, Card, Dataset
 from fedsim.data.images import channel_stats
 from fedsim.data.sources import track
 from fedsim.data.synthetic.photographs import photographs, photographs_digest
-from fedsim.data.synthetic.sheets import CHECKSUMS, FOLDER, read_sheet
+from fedsim.data.synthetic.sheets import packaged_digest, read_sheet
 from fedsim.rng import numpy_generator
 
 DOMAINS = ("mnist", "optical", "overlaid", "printed", "number")
@@ -38,7 +37,19 @@ FONTS = (
     "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta",
     "STIXGeneralItalic", "cmb10", "cmr10", "cmss10", "cmti10", "cmtt10",
 )  # fmt: skip
-"""matplotlib's fonts that have digits of an own look."""
+"""matplotlib's fonts whose digits differ."""
+
+_CARD = Card(
+    title="Digits of five sources",
+    source="MNIST and UCI digits (real); MNIST over photographs (derived); fonts (synthetic)",
+    licence="CC-BY-SA-3.0 (MNIST), CC-BY-4.0 (UCI); photographs, fonts: see their packages",
+    classes=tuple("0123456789"),
+    description=(
+        "mnist and optical are real scans of handwriting, overlaid is mnist over photographs, "
+        "printed and number are synthetic. Not the Digits-5 benchmark."
+    ),
+    domains=DOMAINS,
+)
 
 
 def digit_domains() -> Dataset:
@@ -50,31 +61,11 @@ def digit_domains() -> Dataset:
     Raises:
         InputError: scikit-image, whose photographs are used, is not installed.
     """
-    sums = hashlib.sha256((FOLDER / CHECKSUMS).read_bytes()).hexdigest()[:12]
-    arrays = cached_arrays(f"digit-domains-1-{sums}-{photographs_digest()}", _build)
-    train, test = (
-        Split(arrays[f"{p}-x"], arrays[f"{p}-y"], {"domain": arrays[f"{p}-domain"]})
-        for p in ("train", "test")
-    )
-    mean, std = arrays["stats"]
-    card = Card(
-        title="Digits of five sources",
-        source="MNIST and UCI digits (real); MNIST over photographs (derived); fonts (synthetic)",
-        licence="CC-BY-SA-3.0 (MNIST), CC-BY-4.0 (UCI); photographs, fonts: see their packages",
-        classes=tuple("0123456789"),
-        input_shape=(3, SIZE, SIZE),
-        mean=tuple(map(float, mean)),
-        std=tuple(map(float, std)),
-        description=(
-            "mnist and optical are real scans of handwriting, overlaid is mnist over photographs, "
-            "printed and number are synthetic. Not the Digits-5 benchmark."
-        ),
-        domains=DOMAINS,
-    )
-    return Dataset("digit-domains", train, test, card)
+    key = f"digit-domains-1-{packaged_digest()}-{photographs_digest()}"
+    return dataset_of("digit-domains", cached_arrays(key, _build), _CARD)
 
 
-def _build() -> Mapping[str, np.ndarray]:
+def _build() -> dict[str, np.ndarray]:
     rng = numpy_generator(0, "digit-domains")
     handwritten = read_sheet("mnist5k.png", 5000, SIZE)[..., 0]
     labels = np.repeat(np.arange(10), _PER_CLASS)
@@ -83,22 +74,17 @@ def _build() -> Mapping[str, np.ndarray]:
     # Test images are laid over other photographs than training images.
     is_test = np.tile(np.arange(_PER_CLASS) >= _PER_CLASS * 4 // 5, 10)
     scenes = _pieces(is_test, rng)
-    parts = [
+    sources = [
         (_grey(handwritten), labels, is_test),
         (_grey(optical), optical_labels, _last_fifth(optical_labels)),
         (_overlaid(handwritten, scenes), labels, is_test),
         (_grey(_printed(labels, glyphs, rng)), labels, is_test),
         (_number(labels, glyphs, _pieces(is_test, rng), rng), labels, is_test),
     ]
-    x = np.concatenate([part[0] for part in parts])
-    y = np.concatenate([part[1] for part in parts]).astype(np.int64)
-    test = np.concatenate([part[2] for part in parts])
-    domain = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-    arrays: dict[str, np.ndarray] = {}
-    for name, rows in (("train", ~test), ("test", test)):
-        arrays |= {f"{name}-x": x[rows], f"{name}-y": y[rows], f"{name}-domain": domain[rows]}
-    arrays["stats"] = np.stack([np.array(v) for v in channel_stats(arrays["train-x"])])
-    return arrays
+    x, y, marks = (np.concatenate(arrays) for arrays in zip(*sources, strict=True))
+    domain = np.repeat(np.arange(len(sources)), [len(y) for _, y, _ in sources])
+    arrays = divide(marks, x=x, y=y.astype(np.int64), domain=domain)
+    return {**arrays, "stats": np.array(channel_stats(arrays["train-x"]))}
 
 
 def _grey(x: np.ndarray) -> np.ndarray:
@@ -107,11 +93,11 @@ def _grey(x: np.ndarray) -> np.ndarray:
 
 def _last_fifth(labels: np.ndarray) -> np.ndarray:
     """Mark the last fifth of each class, rounded: bool (n,)."""
-    chosen = np.zeros(len(labels), bool)
+    marks = np.zeros(len(labels), bool)
     for label in range(10):
         members = np.flatnonzero(labels == label)
-        chosen[members[len(members) - round(len(members) / 5) :]] = True
-    return chosen
+        marks[members[len(members) - round(len(members) / 5) :]] = True
+    return marks
 
 
 def _optical() -> tuple[np.ndarray, np.ndarray]:
@@ -129,9 +115,9 @@ def _optical() -> tuple[np.ndarray, np.ndarray]:
 def _pieces(is_test: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return a random piece of a photograph for each image, uint8 (n, 28, 28, 3)."""
     pieces = np.empty((len(is_test), SIZE, SIZE, 3), np.uint8)
-    for part, rows in (("train", ~is_test), ("test", is_test)):
-        sources = photographs("train" if part == "train" else "test")
-        for row in np.flatnonzero(rows):
+    for split in SPLITS:
+        sources = photographs(split)
+        for row in np.flatnonzero(is_test == (split == "test")):
             photograph = sources[rng.integers(len(sources))]
             # Every second pixel of a piece twice as large: more of the scene, less of its blur.
             top = rng.integers(photograph.shape[0] - 2 * SIZE)
@@ -164,7 +150,7 @@ def _glyphs() -> np.ndarray:
     return glyphs
 
 
-def _moved(
+def _move(
     glyphs: np.ndarray, rng: np.random.Generator, shift: float, low: float, high: float
 ) -> np.ndarray:
     """Turn, scale and move glyphs float (n, 64, 64) at random: float32 (n, 28, 28) in 0..1.
@@ -190,13 +176,13 @@ def _moved(
     return F.avg_pool2d(drawn, 2)[:, 0].numpy()
 
 
-def _chosen(labels: np.ndarray, glyphs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _pick(labels: np.ndarray, glyphs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return glyphs[rng.integers(len(glyphs), size=len(labels)), labels]
 
 
 def _printed(labels: np.ndarray, glyphs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return dark digits on light ground or the other way round, uint8 (n, 28, 28)."""
-    ink = _moved(_chosen(labels, glyphs, rng), rng, shift=0.15, low=0.55, high=0.85)
+    ink = _move(_pick(labels, glyphs, rng), rng, shift=0.15, low=0.55, high=0.85)
     ground, digit = rng.uniform(180, 255, len(labels)), rng.uniform(0, 90, len(labels))
     swapped = rng.random(len(labels)) < 0.3
     ground, digit = np.where(swapped, digit, ground), np.where(swapped, ground, digit)
@@ -209,11 +195,11 @@ def _number(
 ) -> np.ndarray:
     """Return coloured digits between parts of neighbours over photographs, uint8 (n, 28, 28, 3)."""
     n = len(labels)
-    ink = _moved(_chosen(labels, glyphs, rng), rng, shift=0.1, low=0.6, high=0.9)
+    ink = _move(_pick(labels, glyphs, rng), rng, shift=0.1, low=0.6, high=0.9)
     for side in track((-1, 1), "drawing neighbours"):
-        other = _moved(_chosen(rng.integers(10, size=n), glyphs, rng), rng, 0.1, 0.6, 0.9)
+        other = _move(_pick(rng.integers(10, size=n), glyphs, rng), rng, 0.1, 0.6, 0.9)
         away = np.zeros_like(ink)
-        step = 17  # a neighbour's middle lies so many pixels aside
+        step = 17  # pixels from the middle to that of a neighbour
         if side < 0:
             away[:, :, : SIZE - step] = other[:, :, step:]
         else:

@@ -1,24 +1,23 @@
-"""Emoji as four vendors draw them, with their names and keywords: domains, pairs, a small tail."""
+"""Emoji drawn by four vendors, with names and keywords: domains, image-text pairs, a small tail."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
+from fedsim.data.arrays import dataset_of, divide
 from fedsim.data.cache import cached_arrays
-from fedsim.data.dataset import Card, Dataset, Split
+from fedsim.data.dataset import Card, Dataset
 from fedsim.data.images import channel_stats
-from fedsim.data.sources import data_folders, fingerprint
+from fedsim.data.sources import data_folders, digest, fingerprint
 from fedsim.data.synthetic.emoji_source import PACKAGES, VENDORS, Drawings, Emoji, package_files
 from fedsim.data.synthetic.packaged_emoji import SIZE, describe, in_part, load_emoji, load_rgba
 from fedsim.data.tokens import build_vocabulary, encode, to_bytes
 from fedsim.errors import InputError, check, nearest
 
 LENGTH = 24
-"""Words of a text that are kept: the name comes first, then the keywords."""
+"""Words kept of a text, which is the name followed by the keywords."""
 
 _SMALLEST_SUBGROUP = 20
 
@@ -35,8 +34,8 @@ def emoji(
 
     `labels` are the 8 groups, or the 29 subgroups with at least 20 emoji. A fifth of the emoji of
     each group is the test split: an emoji is in one split for all vendors (the column `group` is
-    its number). `part` takes a range of the emoji of each group and split, in an order of their
-    own: [0, 0.6] and [0.6, 1] have no emoji in common, by whatever vendor. Other sizes than 32 are
+    its number). `part` takes a range of the emoji of each group and split, in a fixed random order:
+    [0, 0.6] and [0.6, 1] have no emoji in common, by whatever vendor. Sizes other than 32 are
     drawn at first use from the tarballs in `root`.
 
     Raises:
@@ -47,25 +46,67 @@ def emoji(
     check(8 <= size <= 256, "dataset.size must be in 8..256", size)
     check(len(vendors) > 0, "dataset.vendors must name at least one vendor", vendors)
     for vendor in vendors:
-        known = f"dataset.vendors must be of {', '.join(VENDORS)}{nearest(vendor, VENDORS)}"
-        check(vendor in VENDORS, known, vendor)
+        requirement = f"dataset.vendors must be of {', '.join(VENDORS)}{nearest(vendor, VENDORS)}"
+        check(vendor in VENDORS, requirement, vendor)
     check(len(set(vendors)) == len(vendors), "dataset.vendors must name each once", vendors)
     check(0 <= part[0] < part[1] <= 1, "dataset.part must be a range in [0, 1]", list(part))
-    pictures, found = _packaged() if size == SIZE else _drawn(size, root)
-    return _dataset(pictures, found, size, labels, tuple(vendors), part)
+    vendors = tuple(vendors)
+    source = load_rgba() if size == SIZE else _draw(size, root)
+    pictures, is_test = source["rgba"], source["is_test"]
+    classes, y = source["groups"], source["group"]
+    used = np.isin(source["vendor"], [VENDORS.index(v) for v in vendors])
+    if labels == "subgroup":
+        sizes = np.bincount(source["subgroup"][: len(source["emoji"])])
+        kept = np.flatnonzero(sizes >= _SMALLEST_SUBGROUP)
+        classes = tuple(source["subgroups"][i] for i in kept)
+        used &= np.isin(source["subgroup"], kept)
+        y = np.searchsorted(kept, source["subgroup"])
+    used &= np.tile(in_part(source["emoji"], part), len(VENDORS))
+    for purpose, rows in (("train", used & ~is_test), ("test", used & is_test)):
+        check(bool(rows.any()), f"dataset.part must have emoji to {purpose} on", list(part))
+    domain = np.array([vendors.index(v) if v in vendors else -1 for v in VENDORS])
+    described: tuple[Emoji, ...] = source["emoji"]
+    texts = [" ".join([e.label, *e.tags]) for e in described]
+    known = [text for text, test in zip(texts, is_test[: len(texts)], strict=True) if not test]
+    vocabulary = build_vocabulary(known, min_count=2)
+
+    def build() -> dict[str, np.ndarray]:
+        rows = np.flatnonzero(used)
+        base = source["base"][rows]
+        arrays = divide(
+            is_test[rows],
+            x=_on_white(pictures[rows]),
+            y=y[rows].astype(np.int64),
+            domain=domain[source["vendor"][rows]].astype(np.int64),
+            group=base.astype(np.int64),
+            tokens=encode(texts, vocabulary, LENGTH)[base],
+            text=to_bytes(", ".join([e.label, *e.tags]) for e in described)[base],
+        )
+        return {**arrays, "stats": np.array(channel_stats(arrays["train-x"]))}
+
+    identity = digest(repr((size, labels, vendors, vocabulary, part)), pictures.tobytes())
+    card = Card(
+        title="Emoji by four vendors, with names and keywords",
+        source="Noto, Twemoji, OpenMoji, Fluent Emoji through Iconify; CLDR names by emojibase",
+        licence="Noto Apache-2.0, Twemoji CC-BY-4.0, OpenMoji CC-BY-SA-4.0, Fluent MIT",
+        classes=classes,
+        description=(
+            "Drawings of the same emoji in four styles, with captions. No emoji is in both splits. "
+            "OpenMoji is the farthest style."
+        ),
+        kind="image-text",
+        domains=vendors,
+    )
+    return dataset_of("emoji", cached_arrays(f"emoji-{size}-1-{identity}", build), card, vocabulary)
 
 
-def _packaged() -> tuple[np.ndarray, dict[str, Any]]:
-    found = load_rgba()
-    return found.pop("rgba"), found
-
-
-def _drawn(size: int, root: str | None) -> tuple[np.ndarray, dict[str, Any]]:
+def _draw(size: int, root: str | None) -> dict[str, Any]:
+    """Draw the emoji of `load_rgba` at another size."""
     folders = data_folders("emoji", root)
     folder = next((f for f in folders if f.is_dir()), folders[-1])
     files = package_files(folder)
 
-    def draw() -> Mapping[str, np.ndarray]:
+    def render() -> dict[str, np.ndarray]:
         drawings = Drawings(folder)
         if drawings.emoji != load_emoji():
             raise InputError(
@@ -75,84 +116,7 @@ def _drawn(size: int, root: str | None) -> tuple[np.ndarray, dict[str, Any]]:
         return {"rgba": np.concatenate([drawings.render(v, size) for v in VENDORS])}
 
     key = f"emoji-rgba-{size}-1-{fingerprint(files.values())}"
-    return cached_arrays(key, draw)["rgba"], describe(load_emoji())
-
-
-def _dataset(
-    pictures: np.ndarray,
-    found: dict[str, Any],
-    size: int,
-    labels: str,
-    vendors: tuple[str, ...],
-    part: tuple[float, float],
-) -> Dataset:
-    names: tuple[str, ...] = found["groups"]
-    y = found["group"]
-    chosen = np.isin(found["vendor"], [VENDORS.index(v) for v in vendors])
-    if labels == "subgroup":
-        sizes = np.bincount(found["subgroup"][: len(found["emoji"])])
-        kept = np.flatnonzero(sizes >= _SMALLEST_SUBGROUP)
-        names = tuple(found["subgroups"][i] for i in kept)
-        chosen &= np.isin(found["subgroup"], kept)
-        y = np.searchsorted(kept, found["subgroup"])
-    chosen &= np.tile(in_part(found["emoji"], part), len(VENDORS))
-    for wanted in (False, True):
-        check(
-            bool((chosen & (found["is_test"] == wanted)).any()),
-            f"dataset.part must have emoji to {'test' if wanted else 'train'} on",
-            list(part),
-        )
-    domain = np.array([vendors.index(v) if v in vendors else -1 for v in VENDORS])[found["vendor"]]
-    described: tuple[Emoji, ...] = found["emoji"]
-    texts = [" ".join([e.label, *e.tags]) for e in described]
-    is_test = found["is_test"][: len(texts)]
-    known = [text for text, test in zip(texts, is_test, strict=True) if not test]
-    vocabulary = build_vocabulary(known, min_count=2)
-    tokens = encode(texts, vocabulary, LENGTH)
-    raw = to_bytes(", ".join([e.label, *e.tags]) for e in described)
-
-    def build() -> Mapping[str, np.ndarray]:
-        arrays: dict[str, np.ndarray] = {}
-        for split, wanted in (("train", False), ("test", True)):
-            rows = np.flatnonzero(chosen & (found["is_test"] == wanted))
-            base = found["base"][rows]
-            arrays |= {
-                f"{split}-x": _on_white(pictures[rows]),
-                f"{split}-y": y[rows].astype(np.int64),
-                f"{split}-domain": domain[rows].astype(np.int64),
-                f"{split}-group": base.astype(np.int64),
-                f"{split}-tokens": tokens[base],
-                f"{split}-text": raw[base],
-            }
-        arrays["stats"] = np.stack([np.array(v) for v in channel_stats(arrays["train-x"])])
-        return arrays
-
-    identity = hashlib.sha256(repr((size, labels, vendors, vocabulary, part)).encode())
-    identity.update(pictures.tobytes())
-    arrays = cached_arrays(f"emoji-{size}-1-{identity.hexdigest()[:16]}", build)
-    columns = ("domain", "group", "tokens", "text")
-    train, test = (
-        Split(arrays[f"{p}-x"], arrays[f"{p}-y"], {c: arrays[f"{p}-{c}"] for c in columns})
-        for p in ("train", "test")
-    )
-    mean, std = arrays["stats"]
-    card = Card(
-        title="Emoji by four vendors, with names and keywords",
-        source="Noto, Twemoji, OpenMoji, Fluent Emoji through Iconify; CLDR names by emojibase",
-        licence="Noto Apache-2.0, Twemoji CC-BY-4.0, OpenMoji CC-BY-SA-4.0, Fluent MIT",
-        classes=names,
-        input_shape=(3, size, size),
-        mean=tuple(map(float, mean)),
-        std=tuple(map(float, std)),
-        description=(
-            "Drawings of the same emoji in four styles, with captions. No emoji is in both splits. "
-            "OpenMoji is the farthest style."
-        ),
-        kind="image-text",
-        domains=vendors,
-        text_shape=(LENGTH, len(vocabulary)),
-    )
-    return Dataset("emoji", train, test, card, vocabulary=vocabulary)
+    return {"rgba": cached_arrays(key, render)["rgba"], **describe(load_emoji())}
 
 
 def _on_white(rgba: np.ndarray) -> np.ndarray:

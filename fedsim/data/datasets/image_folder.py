@@ -1,4 +1,4 @@
-"""Image sets that are folders of files, with or without list files: from the user's own copy.
+"""Image sets that are folders of files, with or without list files, from the user's own copy.
 
 An image is decoded once, when the set is first opened, by several threads; sets may be larger
 than memory.
@@ -6,7 +6,6 @@ than memory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from dataclasses import replace
@@ -15,34 +14,30 @@ from typing import Literal
 
 import numpy as np
 
-from fedsim.data.cache import Built, Stream, cached_arrays
-from fedsim.data.dataset import Card, Dataset, Split
-from fedsim.data.images import Fit
-from fedsim.data.loaders.decoding import cached_stats, image_rows, unreadable
+from fedsim.data.arrays import dataset_of, names_of
+from fedsim.data.cache import Array, Arrays, Stream, cached_arrays
+from fedsim.data.dataset import Card, Dataset
+from fedsim.data.images import Fit, read_image
+from fedsim.data.loaders.decoding import image_rows, unreadable
 from fedsim.data.loaders.folders import TEST, TRAIN, VALIDATION, WHOLE, Listing, tree_fingerprint
 from fedsim.data.loaders.holdout import held_out
 from fedsim.data.loaders.image_sets import IMAGE_SETS, list_images
 from fedsim.data.loaders.owners import owner_numbers, read_owners
-from fedsim.data.sources import data_folders, fingerprint
+from fedsim.data.sources import data_folders, digest, fingerprint, not_found
 from fedsim.data.tokens import to_bytes
 from fedsim.errors import InputError, check
 
 SETS = {name: known.card for name, known in IMAGE_SETS.items()}
 
-Known = Literal[
-    "pacs",
-    "office-caltech10",
-    "office-home",
-    "domainnet",
-    "tiny-imagenet",
-    "imagenet-lt",
+SetName = Literal[
+    "pacs", "office-caltech10", "office-home", "domainnet", "tiny-imagenet", "imagenet-lt",
     "inaturalist",
-]
+]  # fmt: skip
 
 
 def image_folder(
     *,
-    set: Known | None = None,
+    set: SetName | None = None,
     root: str | None = None,
     size: int = 64,
     channels: Literal[1, 3] = 3,
@@ -59,8 +54,8 @@ def image_folder(
     Without `set` any folder `root` is read: ``class/*.jpg``, ``domain/class/*.jpg``, either with
     ``train``, ``val`` and ``test`` above the classes or the domains, or list files ``train.txt``,
     ``val.txt``, ``test.txt`` in `root` with lines ``path number``, classes numbered from 0. A
-    known `set` is looked for in `root` or the usual folders, has its official classes and domains,
-    and is divided by its official list files where they are there. Validation images are the test
+    known `set` is searched for in `root` or the usual folders, has its official classes and
+    domains, and is divided by its official list files if present. Validation images are the test
     split where there is no other. Images that are not divided are split at random with
     `split_seed`: `test_share` of each class in each domain.
 
@@ -84,32 +79,31 @@ def image_folder(
     owner_file = _owner_file(folder, owners)
     files = [tree_fingerprint(folder), *([fingerprint([owner_file])] if owner_file else [])]
     options = [set, size, channels, fit, domains, classes, test_share, split_seed, on_error]
-    digest = hashlib.sha256(json.dumps([files, options]).encode()).hexdigest()[:16]
-    key = f"image-folder-1-{set or 'any'}-{digest}"
+    key = f"image-folder-1-{set or 'any'}-{digest(json.dumps([files, options]))}"
 
-    def build() -> Built:
-        # What is the test part does not depend on which classes and domains are kept.
+    def build() -> Arrays:
+        # The test split does not depend on which classes and domains are kept.
         listing = _with_test(list_images(set, folder, domains))
         listing = listing.only("domains", domains).only("classes", classes)
-        return _build(
-            listing, (size, size, channels), fit, test_share, split_seed, owner_file, skip
-        )
+        owner = None
+        if owner_file is not None:
+            listing, owner = _with_owners(listing, owner_file)
+        if on_error == "skip":
+            rows = _readable(listing)
+            listing, owner = listing.keep(rows), None if owner is None else owner[rows]
+        listing = replace(listing, splits=_divide(listing, test_share, split_seed))
+        return _arrays(listing, (size, size, channels), fit, owner)
 
-    skip = on_error == "skip"
     arrays = cached_arrays(key, build)
-    card = _card(set, folder, arrays, key)
-
-    def split(part: str) -> Split | None:
-        if f"{part}-x" not in arrays:
-            return None
-        prefix = f"{part}-extra-"
-        extra = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-        return Split(arrays[f"{part}-x"], arrays[f"{part}-y"], extra)
-
-    train, test = split("train"), split("test")
-    if train is None or test is None:  # an entry always has both
-        raise InputError(f"the cache entry {key} is not complete; delete it")
-    return Dataset(set or "image-folder", train, test, card, split("validation"))
+    card = SETS[set] if set else Card(folder.name, str(folder), "see source", ())
+    names = {name: names_of(arrays[name]) for name in ("classes", "domains")}
+    if set is None:
+        within = f" in {len(names['domains'])} domains" if names["domains"] else ""
+        number = f"{len(arrays['train-x']):,} training images"
+        card = replace(card, description=f"{number}{within}, resized.")
+    card = replace(card, classes=names["classes"], domains=names["domains"])
+    own_stats = set is None or channels == 1
+    return dataset_of(set or "image-folder", arrays, card, stats_key=key if own_stats else None)
 
 
 def _find(name: str | None, root: str | None) -> Path:
@@ -123,11 +117,8 @@ def _find(name: str | None, root: str | None) -> Path:
         raise InputError(
             f"there is no folder {folders[0]}; dataset.root must be a folder of images"
         )
-    card = SETS[name]
-    raise InputError(
-        f"{card.title} was not found in {', '.join(map(str, folders))}: get it from its authors "
-        f"({card.source}) and unpack it into {folders[-1]}"
-    )
+    advice = f"get it from its authors ({SETS[name].source}) and unpack it into {folders[-1]}"
+    raise not_found(SETS[name].title, folders, advice)
 
 
 def _owner_file(folder: Path, owners: str | None) -> Path | None:
@@ -139,72 +130,27 @@ def _owner_file(folder: Path, owners: str | None) -> Path | None:
     raise InputError(f"dataset.owners must be a file below {folder} or anywhere, got {owners!r}")
 
 
-def _card(name: str | None, folder: Path, arrays: dict[str, np.ndarray], key: str) -> Card:
-    x = arrays["train-x"]
-    height, width, channels = x.shape[1:]
-    classes = tuple(n.decode() for n in arrays["classes"].tolist())
-    domains = tuple(n.decode() for n in arrays["domains"].tolist())
-    if name is None:
-        mean, std = cached_stats(key, x)
-        sizes = f"{len(x):,} training images" + (f" in {len(domains)} domains" if domains else "")
-        about = f"{sizes}, resized."
-        shape = (channels, height, width)
-        return Card(
-            folder.name,
-            str(folder),
-            "see source",
-            classes,
-            shape,
-            mean,
-            std,
-            about,
-            "image",
-            domains,
-        )
-    known = SETS[name]
-    mean, std = (known.mean, known.std) if channels == 3 else cached_stats(key, x)
-    return replace(
-        known,
-        classes=classes,
-        domains=domains,
-        input_shape=(channels, height, width),
-        mean=mean,
-        std=std,
-    )
+def _readable(listing: Listing) -> np.ndarray:
+    """Return the rows of images that can be decoded, int64 (k,); warn of the others."""
+    paths = [listing.root / path for path in listing.paths]
+    broken = unreadable(paths, read_image)
+    if broken:
+        shown = ", ".join(str(paths[i]) for i in broken[:3]) + (", ..." if len(broken) > 3 else "")
+        warnings.warn(f"left out {len(broken)} images that cannot be read: {shown}", stacklevel=2)
+    return np.setdiff1d(np.arange(len(listing)), broken)
 
 
-def _build(
-    listing: Listing,
-    shape: tuple[int, int, int],
-    fit: Fit,
-    test_share: float,
-    seed: int,
-    owner_file: Path | None,
-    skip: bool,
-) -> Built:
-    owner = np.zeros(len(listing), np.int64)
-    if owner_file is not None:
-        listing, owner = _owned(listing, owner_file)
-    if skip:
-        paths = [listing.root / path for path in listing.paths]
-        broken = unreadable(paths)
-        if broken:
-            shown = ", ".join(str(paths[i]) for i in broken[:3])
-            more = ", ..." if len(broken) > 3 else ""
-            warnings.warn(
-                f"left out {len(broken)} images that cannot be read: {shown}{more}", stacklevel=2
-            )
-        rows = np.setdiff1d(np.arange(len(listing)), broken)
-        listing, owner = listing.keep(rows), owner[rows]
-    parts = _divide(listing, test_share, seed)
-    arrays: dict[str, np.ndarray | Stream] = {
+def _arrays(
+    listing: Listing, shape: tuple[int, int, int], fit: Fit, owner: np.ndarray | None
+) -> Arrays:
+    arrays: dict[str, Array] = {
         "classes": to_bytes(listing.classes),
         "domains": to_bytes(listing.domains),
     }
-    for part, name in ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test")):
-        rows = np.flatnonzero(parts == part)
+    for split, name in ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test")):
+        rows = np.flatnonzero(listing.splits == split)
         if len(rows) == 0:
-            if part == VALIDATION:
+            if split == VALIDATION:
                 continue
             raise InputError(
                 f"{listing.root} has no {name} images of the classes and domains asked for"
@@ -215,14 +161,14 @@ def _build(
         arrays[f"{name}-y"] = listing.labels[rows]
         if listing.domains:
             arrays[f"{name}-extra-domain"] = listing.domain[rows]
-        if owner_file is not None and part == TRAIN:
+        if owner is not None and split == TRAIN:
             arrays[f"{name}-extra-owner"] = owner[rows]
     return arrays
 
 
-def _owned(listing: Listing, file: Path) -> tuple[Listing, np.ndarray]:
-    """Return the images but training images without a user, and the users' numbers int64 (n,)."""
-    train = np.flatnonzero((listing.parts == TRAIN) | (listing.parts == WHOLE))
+def _with_owners(listing: Listing, file: Path) -> tuple[Listing, np.ndarray]:
+    """Leave out training images without a user; return the users' numbers too, int64 (n,)."""
+    train = np.flatnonzero((listing.splits == TRAIN) | (listing.splits == WHOLE))
     check(len(train) > 0, f"{listing.root} must have training images", 0)
     numbers, _ = owner_numbers([listing.paths[i] for i in train], read_owners(file), file)
     owner = np.full(len(listing), -1, np.int64)
@@ -233,18 +179,18 @@ def _owned(listing: Listing, file: Path) -> tuple[Listing, np.ndarray]:
 
 
 def _with_test(listing: Listing) -> Listing:
-    """Return the images with a test part, or all as `WHOLE`."""
-    if (listing.parts == TEST).any():
+    """Return the images with a test split, or all as `WHOLE`."""
+    if (listing.splits == TEST).any():
         return listing
-    validation = listing.parts == VALIDATION
+    validation = listing.splits == VALIDATION
     if validation.any():
-        return replace(listing, parts=np.where(validation, TEST, listing.parts))
-    return replace(listing, parts=np.full(len(listing), WHOLE))
+        return replace(listing, splits=np.where(validation, TEST, listing.splits))
+    return replace(listing, splits=np.full(len(listing), WHOLE))
 
 
 def _divide(listing: Listing, test_share: float, seed: int) -> np.ndarray:
-    """Return the part of each image, none `WHOLE`: int64 (n,)."""
-    if not (listing.parts == WHOLE).any():
-        return listing.parts
+    """Return the split of each image, none `WHOLE`: int64 (n,)."""
+    if not (listing.splits == WHOLE).any():
+        return listing.splits
     groups = listing.domain * len(listing.classes) + listing.labels
     return np.where(held_out(groups, test_share, seed), TEST, TRAIN)

@@ -1,15 +1,13 @@
-"""Handwritten digits of MNIST, 28x28 grey, 5,000 of them, that come with the package."""
+"""MNIST digits, 28x28 grey: 5,000 of them, packaged with fedsim."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-
 import numpy as np
 
+from fedsim.data.arrays import dataset_of, divide
 from fedsim.data.cache import cached_arrays
-from fedsim.data.dataset import Card, Dataset, Split
-from fedsim.data.synthetic.sheets import CHECKSUMS, FOLDER, read_sheet
+from fedsim.data.dataset import Card, Dataset
+from fedsim.data.synthetic.sheets import packaged_digest, read_sheet
 
 _CARD = Card(
     title="MNIST, 5,000 digits",
@@ -25,21 +23,9 @@ _CARD = Card(
 
 def mnist5k() -> Dataset:
     """MNIST digits, 28x28 grey: 4,000 training and 1,000 test images, no download."""
-    sums = hashlib.sha256((FOLDER / CHECKSUMS).read_bytes()).hexdigest()[:12]
-    arrays = cached_arrays(f"mnist5k-1-{sums}", _build)
-    return Dataset(
-        name="mnist5k",
-        train=Split(arrays["train-x"], arrays["train-y"]),
-        test=Split(arrays["test-x"], arrays["test-y"]),
-        card=_CARD,
-    )
+    return dataset_of("mnist5k", cached_arrays(f"mnist5k-1-{packaged_digest()}", _build), _CARD)
 
 
-def _build() -> Mapping[str, np.ndarray]:
-    x = read_sheet("mnist5k.png", 5000, 28).reshape(10, 500, 28, 28, 1)  # sorted by class
-    y = np.repeat(np.arange(10), 500).reshape(10, 500)
-    arrays: dict[str, np.ndarray] = {}
-    for part, rows in (("train", slice(0, 400)), ("test", slice(400, 500))):
-        arrays[f"{part}-x"] = x[:, rows].reshape(-1, 28, 28, 1)
-        arrays[f"{part}-y"] = y[:, rows].reshape(-1)
-    return arrays
+def _build() -> dict[str, np.ndarray]:
+    x = read_sheet("mnist5k.png", 5000, 28)  # sorted by class
+    return divide(np.arange(5000) % 500 >= 400, x=x, y=np.repeat(np.arange(10), 500))

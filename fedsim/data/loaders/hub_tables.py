@@ -1,4 +1,4 @@
-"""Tables of the Hugging Face hub or a local copy, and their columns as arrays."""
+"""Columns of Hugging Face data sets, of the hub or a local copy, as arrays."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from fedsim.data.images import Fit, read_image
 from fedsim.data.loaders.decoding import channel_number, decode_rows
+from fedsim.data.sources import refusing
 from fedsim.errors import InputError, nearest
 
 _BLOCK = 256
@@ -34,7 +35,7 @@ class Table:
         return Table(self.data.select(rows), self.name)
 
     def blocks(self, column: str, size: int = 4096) -> Iterator[list[Any]]:
-        """Yield the values of a column, many rows at a time.
+        """Yield the values of a column in blocks of rows.
 
         Raises:
             InputError: there is no such column.
@@ -45,7 +46,7 @@ class Table:
             yield data[start : start + size][column]
 
     def texts(self, column: str) -> Iterator[list[str]]:
-        """Yield the texts of a column, many rows at a time.
+        """Yield the texts of a column in blocks of rows.
 
         Raises:
             InputError: there is no such column, or a value is no text.
@@ -87,33 +88,29 @@ class Table:
             for start in range(0, len(data), _BLOCK):
                 yield from enumerate(data[start : start + _BLOCK][column], start)
 
-        return decode_rows(
-            items(),
-            lambda item: self._read(item, size, shape[2], fit),
-            self._called,
-            shape,
-            f"reading {self.name}",
-            len(self),
-        )
+        def read(item: Item) -> np.ndarray:
+            return self._read(item, size, shape[2], fit)
+
+        title = f"reading {self.name}"
+        return decode_rows(items(), read, self._row_name, shape, title, len(self))
 
     def _encoded(self, column: str) -> Any:
         """Return the table of the one column, with images as bytes or paths of files."""
         import datasets  # type: ignore[import-untyped]
 
         self._check_column(column)
-        undecoded = datasets.Image(decode=False)
-        try:
+        requirement = (
+            f"column {column!r} of {self.name} must hold images, got "
+            f"{self.data.features[column]}; name another one in dataset.image"
+        )
+        with refusing(requirement, TypeError, ValueError, NotImplementedError):
+            undecoded = datasets.Image(decode=False)
             return self.data.select_columns([column]).cast_column(column, undecoded)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise InputError(
-                f"column {column!r} of {self.name} must hold images, got "
-                f"{self.data.features[column]}; name another one in dataset.image"
-            ) from error
 
     def _read(
         self, item: Item, size: tuple[int, int] | None, channels: int, fit: Fit
     ) -> np.ndarray:
-        content, name = item[1] or {}, self._called(item)
+        content, name = item[1] or {}, self._row_name(item)
         depth = channel_number(channels)
         if content.get("bytes") is not None:
             return read_image(io.BytesIO(content["bytes"]), size, depth, fit, name)
@@ -121,7 +118,7 @@ class Table:
             raise InputError(f"{name} has no image; leave such rows out of the data set")
         return read_image(Path(content["path"]), size, depth, fit)
 
-    def _called(self, item: Item) -> str:
+    def _row_name(self, item: Item) -> str:
         return f"row {item[0]} of {self.name}"
 
     def _check_column(self, column: str) -> None:
@@ -133,43 +130,38 @@ class Table:
             )
 
 
-def numbered(tables: list[Table], column: str) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Return a column of each table as numbers int64 (n,), and the names that they count.
+def as_numbers(tables: list[Table], column: str) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Return a column of each table as numbers int64 (n,), and the names that they index.
 
     Names are those of a column of class labels; else the values that occur in any table, sorted.
 
     Raises:
         InputError: a missing value, one that is neither whole number nor text, a label -1.
     """
-    values = []
-    for table in tables:
-        column_values = [value for block in table.blocks(column) for value in block]
-        for i, value in enumerate(column_values):
+    columns = [[value for block in table.blocks(column) for value in block] for table in tables]
+    for table, values in zip(tables, columns, strict=True):
+        for i, value in enumerate(values):
             if not isinstance(value, (str, int)):
                 raise InputError(
                     f"column {column!r} of {table.name} must hold whole numbers or texts, got "
                     f"{value!r} in row {i}"
                 )
-        values.append(column_values)
     names = getattr(tables[0].data.features[column], "names", None)
     if names is None:
-        kinds = {isinstance(value, str) for column_values in values for value in column_values}
-        if len(kinds) > 1:
+        distinct = {value for values in columns for value in values}
+        if len({isinstance(value, str) for value in distinct}) > 1:
             raise InputError(f"column {column!r} must hold the same type in all splits")
-        known = sorted({value for column_values in values for value in column_values})
-        number = {value: i for i, value in enumerate(known)}
-        arrays = [
-            np.array([number[v] for v in column_values], np.int64) for column_values in values
-        ]
-        return arrays, tuple(map(str, known))
-    arrays = [np.array(column_values, np.int64) for column_values in values]
+        number = {value: i for i, value in enumerate(sorted(distinct))}
+        arrays = [np.array([number[value] for value in values], np.int64) for values in columns]
+        return arrays, tuple(map(str, number))
+    arrays = [np.array(values, np.int64) for values in columns]
     for table, array in zip(tables, arrays, strict=True):
         outside = array[(array < 0) | (array >= len(names))]
         if len(outside):
             raise InputError(
                 f"column {column!r} of {table.name} must be in 0..{len(names) - 1}, got "
                 f"{outside[0]}; choose a split with labels, or dataset.test: null to hold a test "
-                "part out of the training split"
+                "split out of the training split"
             )
     return arrays, tuple(names)
 
@@ -177,7 +169,7 @@ def numbered(tables: list[Table], column: str) -> tuple[list[np.ndarray], tuple[
 def opener(
     path: str, config: str | None, revision: str | None
 ) -> tuple[Callable[[str], Table], Callable[[], dict[str, str]]]:
-    """Return a function that opens a split of a data set, and one that describes what was opened.
+    """Return a function that opens a split of a data set, and one that describes the set.
 
     `path` is a folder made by `save_to_disk`, a folder of files that `load_dataset` knows
     (parquet, CSV, JSON, images), or an id of the hub.
@@ -186,12 +178,9 @@ def opener(
         InputError: the package is not installed. The function raises it where the data set or
             the split is not there.
     """
-    try:
+    package = "a data set of the hub needs the package datasets: pip install 'fedsim[hub]'"
+    with refusing(package, ImportError):
         import datasets
-    except ImportError as error:
-        raise InputError(
-            "a data set of the hub needs the package datasets: pip install 'fedsim[hub]'"
-        ) from error
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     local = Path(path).expanduser()
@@ -222,15 +211,16 @@ def opener(
 
 
 def _unavailable(path: str, name: str, is_local: bool, error: Exception) -> str:
-    what = f"{name} cannot be opened ({type(error).__name__}: {str(error)[:300]})"
     if "split" in str(error).lower():
-        return f"{what}; name the splits in dataset.train, validation and test, or null for no test"
-    if is_local:
-        return (
-            f"{what}; {path} must be a folder made by save_to_disk, or of files that "
+        advice = "name the splits in dataset.train, validation and test, or null for no test"
+    elif is_local:
+        advice = (
+            f"{path} must be a folder made by save_to_disk, or of files that "
             "datasets.load_dataset reads"
         )
-    return (
-        f"{what}; check dataset.path, config and revision and that the hub can be reached "
-        "(HF_HUB_OFFLINE allows only what was fetched before), or give the path of a local copy"
-    )
+    else:
+        advice = (
+            "check dataset.path, config and revision and that the hub can be reached "
+            "(HF_HUB_OFFLINE allows only what was fetched before), or give the path of a local copy"
+        )
+    return f"{name} cannot be opened ({type(error).__name__}: {str(error)[:300]}); {advice}"

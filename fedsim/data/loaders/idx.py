@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from fedsim.data.sources import refusing
 from fedsim.errors import InputError, check
+
+IDX_FILES = {
+    "train-x": "train-images-idx3-ubyte",
+    "train-y": "train-labels-idx1-ubyte",
+    "test-x": "t10k-images-idx3-ubyte",
+    "test-y": "t10k-labels-idx1-ubyte",
+}
+"""The files of a distribution in the form of MNIST's."""
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -20,25 +30,20 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         InputError: a file that cannot be read, is cut short, or is of another format or shape.
     """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); replace it by an undamaged copy"
-        ) from error
+    advice = f"{path} cannot be read ({{error}}); replace it by an undamaged copy"
+    with refusing(advice, OSError, EOFError, zlib.error):
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+    official = "replace it by the file of that name from its distribution"
     header = 4 + 4 * (1 + len(shape))
     if len(data) < header or data[:4] != bytes((0, 0, 8, 1 + len(shape))):
         raise InputError(
             f"{path} is not an idx file of {1 + len(shape)} dimensions and unsigned bytes; "
-            "replace it by the file of that name from its distribution"
+            f"{official}"
         )
-    n, *found = (int(v) for v in np.frombuffer(data[4:header], ">u4"))
-    check(
-        tuple(found) == shape,
-        f"{path} must hold items of the shape {shape}; replace it by the file of that name from "
-        "its distribution",
-        tuple(found),
-    )
+    n, *items = np.frombuffer(data[4:header], ">u4").tolist()
+    fits = tuple(items) == shape
+    check(fits, f"{path} must hold items of the shape {shape}; {official}", tuple(items))
     size = header + n * int(np.prod(shape))
     check(
         n >= 1 and len(data) == size,
@@ -49,15 +54,14 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=header).reshape(n, *shape)
 
 
-def read_idx_pair(
-    images: Path, labels: Path, shape: tuple[int, ...], num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read images uint8 (n, *shape) and their labels int64 (n,) in 0..num_classes-1.
+def read_idx_split(files: Mapping[str, Path], split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read a split of `IDX_FILES`: images uint8 (n, 28, 28, 1), labels int64 (n,) in 0..9.
 
     Raises:
         InputError: what `read_idx` refuses, another number of labels, a label out of range.
     """
-    x, y = read_idx(images, shape), read_idx(labels, ())
+    images, labels = files[f"{split}-x"], files[f"{split}-y"]
+    x, y = read_idx(images, (28, 28)), read_idx(labels, ())
     check(
         len(x) == len(y),
         f"{images} and {labels} must have as many images as labels; "
@@ -65,9 +69,5 @@ def read_idx_pair(
         f"{len(x)} images and {len(y)} labels",
     )
     highest = int(y.max())
-    check(
-        highest < num_classes,
-        f"labels must be in 0..{num_classes - 1} in {labels}; replace the file",
-        highest,
-    )
-    return x, y.astype(np.int64)
+    check(highest <= 9, f"labels must be in 0..9 in {labels}; replace the file", highest)
+    return x[..., None], y.astype(np.int64)

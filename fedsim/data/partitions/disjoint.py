@@ -1,5 +1,5 @@
-"""Label skew with nothing in common: the classes are divided among groups of clients (the
-"disjoint" CIFAR of pFedPG, Yang et al. 2023, arXiv:2308.15367: 2 of 10 classes at each client).
+"""Label skew with disjoint classes: each class belongs to one group of clients (the "disjoint"
+CIFAR of pFedPG, Yang et al. 2023, arXiv:2308.15367: 2 of 10 classes at each client).
 """
 
 from __future__ import annotations
@@ -43,18 +43,14 @@ def disjoint(
         )
         num_groups = clients
     else:
-        right = classes >= 1 and available % classes == 0
-        check(right, f"partition.classes must divide {available}, the number of classes", classes)
+        divides = classes >= 1 and available % classes == 0
+        check(divides, f"partition.classes must divide {available}, the number of classes", classes)
         num_groups = available // classes
-        check(
-            clients >= num_groups,
-            f"partition.clients must be >= {num_groups}, the number of groups of {classes} classes",
-            clients,
-        )
+        groups_text = f"{num_groups}, the number of groups of {classes} classes"
+        check(clients >= num_groups, f"partition.clients must be >= {groups_text}", clients)
     group_of = np.empty(available, np.int64)
-    group_of[rng.permutation(available)] = np.repeat(
-        np.arange(num_groups), equal_parts(available, num_groups)
-    )
+    sizes = equal_parts(available, num_groups)
+    group_of[rng.permutation(available)] = np.repeat(np.arange(num_groups), sizes)
     groups = np.empty(len(samples), np.int64)
     groups[order] = np.repeat(group_of, counts)
     numbers, sizes = equal_parts(clients, num_groups), np.bincount(groups)

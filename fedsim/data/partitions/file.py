@@ -1,4 +1,4 @@
-"""A partition made before: the manifest that ``fedsim partition --manifest`` or a run wrote."""
+"""A saved partition: a manifest written by ``fedsim partition --manifest`` or a run."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from fedsim.errors import check
 
 
 def file(samples: Samples, clients: int, rng: np.random.Generator, *, path: str) -> Manifest:
-    """The saved manifest, with the validation and test samples it was made with.
+    """The saved manifest, with its own validation and test samples.
 
-    Its rows are rows of the data set's whole training split: a long tail or share is already in
-    it, and `partition.validation` and `partition.test` have no say.
+    Its rows are rows of the data set's whole training split: a long tail or share is already
+    applied, and `partition.validation` and `partition.test` are ignored.
 
     Raises:
         InputError: no such file, or not a whole manifest; a manifest of other clients.
     """
     manifest = Manifest.load(Path(path).expanduser())
-    check(
-        manifest.num_clients == clients,
-        f"partition.clients must be {manifest.num_clients}, the number of clients of {path}",
-        clients,
-    )
+    number = manifest.num_clients
+    requirement = f"partition.clients must be {number}, the number of clients of {path}"
+    check(number == clients, requirement, clients)
     return manifest

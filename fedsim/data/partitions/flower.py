@@ -10,8 +10,9 @@ import numpy as np
 
 from fedsim.config.references import load_reference
 from fedsim.data.dataset import Samples
-from fedsim.data.partition import Assignment
+from fedsim.data.partition import Assignment, pointers_of
 from fedsim.data.partitions._dealing import check_sizes
+from fedsim.data.sources import refusing
 from fedsim.errors import InputError, check, nearest
 
 
@@ -23,12 +24,12 @@ def flower(
     partitioner: str,
     options: dict[str, Any] | None = None,
 ) -> Assignment:
-    """The division that a Flower Datasets partitioner makes, for example DirichletPartitioner.
+    """The division by a Flower Datasets partitioner, for example DirichletPartitioner.
 
     `partitioner` is a class of ``flwr_datasets.partitioner`` or ``package.module:Name``; `options`
-    are its arguments. Unless given, ``num_partitions`` is the number of clients, ``partition_by``
-    is ``label`` and ``seed`` is drawn from `rng`. Its samples come in random order and have the
-    columns ``label``, ``row`` and, where the data set has them, ``domain`` and ``owner``.
+    are its arguments. By default ``num_partitions`` is the number of clients, ``partition_by`` is
+    ``label`` and ``seed`` is drawn from `rng`. It sees the samples in random order, with columns
+    ``label``, ``row`` and, where the data set has them, ``domain`` and ``owner``.
 
     Raises:
         InputError: the package is missing; an unknown partitioner; whatever it refuses; a sample
@@ -42,25 +43,19 @@ def flower(
             columns[name] = column[columns["row"]]
     cls = _load(partitioner)
     arguments = dict(options or {})
-    defaults = {
-        "num_partitions": clients,
-        "partition_by": "label",
-        "seed": int(rng.integers(1 << 31)),
-    }
+    seed = int(rng.integers(1 << 31))
+    defaults = {"num_partitions": clients, "partition_by": "label", "seed": seed}
     known = inspect.signature(cls).parameters
     for name in arguments:
         check(name in known, f"partition.options must be among {', '.join(known)}", name)
     arguments = {k: v for k, v in defaults.items() if k in known} | arguments
     try:
-        made = cls(**arguments)
-        made.dataset = _hub_dataset(columns)
-        found = made.num_partitions
-        check(
-            found == clients,
-            f"partition.clients must be {found}, what {partitioner} makes",
-            clients,
-        )
-        parts = [_rows(made.load_partition(i)) for i in range(clients)]
+        instance = cls(**arguments)
+        instance.dataset = _hub_dataset(columns)
+        number = instance.num_partitions
+        requirement = f"partition.clients must be {number}, what {partitioner} makes"
+        check(number == clients, requirement, clients)
+        rows = [_rows(instance.load_partition(i)) for i in range(clients)]
     except InputError:
         raise
     except Exception as error:  # whatever a foreign class raises
@@ -68,28 +63,24 @@ def flower(
             f"partition.partitioner {partitioner!r} failed with partition.options "
             f"{options or {}}: {type(error).__name__}: {error}"
         ) from error
-    indices = np.concatenate(parts)
+    indices = np.concatenate(rows)
     if len(np.unique(indices)) < len(indices):
         raise InputError(f"partition.partitioner {partitioner!r} gives a sample out twice")
-    pointers = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return Assignment(indices.astype(np.int32), pointers)
+    return Assignment(indices.astype(np.int32), pointers_of(np.array([*map(len, rows)])))
 
 
-def _rows(part: Any) -> np.ndarray:
-    if "row" not in part.column_names:
+def _rows(partition: Any) -> np.ndarray:
+    if "row" not in partition.column_names:
         raise InputError(
             "partition.partitioner must divide samples, not columns as vertical partitioners do"
         )
-    return np.asarray(part.with_format("numpy")["row"])
+    return np.asarray(partition.with_format("numpy")["row"])
 
 
 def _load(name: str) -> Any:
-    try:
+    package = "the package flwr-datasets: pip install 'fedsim[flower]'"
+    with refusing(f"partition.name 'flower' needs {package}", ImportError):
         built_in = importlib.import_module("flwr_datasets.partitioner")
-    except ImportError as error:
-        raise InputError(
-            "partition.name 'flower' needs the package flwr-datasets: pip install 'fedsim[flower]'"
-        ) from error
     if ":" in name:
         cls = load_reference(name, key="partition.partitioner")
     elif name in built_in.__all__:

@@ -1,5 +1,5 @@
-"""Image-text pairs of which some clients hold the images only, and some the texts only (CreamFL,
-Yu et al. 2023, arXiv:2302.08888).
+"""Modality skew: some clients hold only the images of image-text pairs, some only the texts
+(CreamFL, Yu et al. 2023, arXiv:2302.08888).
 """
 
 from __future__ import annotations
@@ -27,21 +27,16 @@ def modality(
 ) -> Assignment:
     """The first `images` clients hold images only, the next `texts` texts only, the last pairs.
 
-    `within` divides the samples among them all, whatever they hold.
+    `within` divides the samples among all clients, whatever their modality.
 
     Raises:
         InputError: numbers that are negative or do not sum to the number of clients.
     """
-    numbers = {"image": images, "text": texts, "all": pairs}
     for name, number in (("images", images), ("texts", texts), ("pairs", pairs)):
         check(number >= 0, f"partition.{name} must be >= 0", number)
-    check(
-        sum(numbers.values()) == clients,
-        f"partition.images + texts + pairs must be {clients}, the number of clients",
-        f"{images} + {texts} + {pairs} = {sum(numbers.values())}",
-    )
-    held = np.repeat(
-        np.array([MODALITIES.index(name) for name in ("image", "text", "all")], np.uint8),
-        list(numbers.values()),
-    )
-    return replace(within(samples, clients, rng), modality=held)
+    total = images + texts + pairs
+    requirement = f"partition.images + texts + pairs must be {clients}, the number of clients"
+    check(total == clients, requirement, f"{images} + {texts} + {pairs} = {total}")
+    kinds = np.array([MODALITIES.index(name) for name in ("image", "text", "all")], np.uint8)
+    modality = np.repeat(kinds, [images, texts, pairs])
+    return replace(within(samples, clients, rng), modality=modality)

@@ -1,4 +1,4 @@
-"""Natural clients: the writers, devices or sites that the data set itself names."""
+"""Natural clients: the writers, devices or sites named by the data set."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def natural(
 ) -> Assignment:
     """Each client has the samples of one owner, such as a writer; clients in the owners' order.
 
-    With ``all`` there must be as many clients as owners. ``largest`` and ``random`` take so many
-    of the owners and leave the samples of the others; ``merge`` deals all owners to the clients,
-    at random and equally many. Owners of fewer than `min_size` samples are left out.
+    With ``all`` there must be as many clients as owners. ``largest`` and ``random`` take that many
+    owners and leave the others' samples out; ``merge`` deals all owners to the clients, at random
+    and equally many. Owners of fewer than `min_size` samples are left out.
 
     Raises:
         InputError: a data set without owners; a number of clients that does not fit.
@@ -34,19 +34,15 @@ def natural(
         raise InputError("partition.name is 'natural', but the data set has no owners")
     _, owner, counts = np.unique(samples.owners, return_inverse=True, return_counts=True)
     eligible = np.flatnonzero(counts >= min_size)
-    found = len(eligible)
-    which = f"{found}, the number of owners" + (f" of {min_size} samples" if min_size > 1 else "")
+    most = len(eligible)
+    number = f"{most}, the number of owners" + (f" of {min_size} samples" if min_size > 1 else "")
     if select == "all":
-        check(
-            clients == found,
-            f"partition.clients must be {which}, or partition.select 'largest', 'random' or "
-            "'merge'",
-            clients,
-        )
-    check(clients <= found, f"partition.clients must be <= {which}", clients)
+        others = "or partition.select 'largest', 'random' or 'merge'"
+        check(clients == most, f"partition.clients must be {number}, {others}", clients)
+    check(clients <= most, f"partition.clients must be <= {number}", clients)
     client_of = np.full(len(counts), -1, np.int64)
     if select == "merge":
-        client_of[rng.permutation(eligible)] = np.arange(found) % clients
+        client_of[rng.permutation(eligible)] = np.arange(most) % clients
     else:
         if select == "largest":
             eligible = eligible[np.argsort(-counts[eligible], kind="stable")]

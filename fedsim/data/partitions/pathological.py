@@ -19,9 +19,8 @@ def pathological(
 ) -> Assignment:
     """Every sample once, and every client has exactly `classes` random classes.
 
-    A class goes to as many clients as its size allows, in proportion: with equal classes to
-    equally many. Its samples are dealt to them in equal parts, so that sizes are as equal as the
-    classes' sizes and their number permit.
+    The number of clients of a class is in proportion to its size, equal for equal classes. Its
+    samples are dealt to them in equal parts, so that clients are as equal as class sizes permit.
 
     Raises:
         InputError: more classes a client than there are, fewer places at clients than classes,
@@ -31,11 +30,8 @@ def pathological(
     check(classes >= 1, "partition.classes must be >= 1", classes)
     order, counts = by_class(samples, rng)
     available = len(counts)
-    check(
-        classes <= available,
-        f"partition.classes must be <= {available}, the number of classes",
-        classes,
-    )
+    requirement = f"partition.classes must be <= {available}, the number of classes"
+    check(classes <= available, requirement, classes)
     places = clients * classes
     check(
         places >= available,
@@ -55,9 +51,9 @@ def pathological(
     holders[shuffled] = apportion(
         places, counts[shuffled], np.ones(available, np.int64), most[shuffled]
     )
-    held = _mixed(_any_places(holders, clients, classes), rng)
+    classes_of = _mixed(_any_places(holders, clients, classes), rng)
     by_holder = rng.permutation(places)
-    flat = held.ravel()[by_holder]
+    flat = classes_of.ravel()[by_holder]
     by_holder = by_holder[np.argsort(flat, kind="stable")]
     owners = np.empty(len(samples), np.int32)
     owners[order] = np.repeat(by_holder // classes, equal_parts(counts, holders))
@@ -73,23 +69,23 @@ def _any_places(holders: np.ndarray, clients: int, classes: int) -> np.ndarray:
     return np.ascontiguousarray(places.reshape(classes, clients).T)
 
 
-def _mixed(held: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return `held` (clients, k) after random trades that keep what makes it valid.
+def _mixed(classes_of: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return `classes_of` (clients, k) after random trades that keep what makes it valid.
 
     In a sweep clients meet in pairs, and deal what only one of the two has at random ("curveball"
     of Strona et al. 2014, doi:10.1038/ncomms5114). The number of sweeps is fixed, not a redraw:
     each halves what is left of the order in the beginning.
     """
-    held = held.copy()
-    clients, k = held.shape
+    classes_of = classes_of.copy()
+    clients, k = classes_of.shape
     for _ in range(_SWEEPS + clients.bit_length() if clients > 1 else 0):
         order = rng.permutation(clients)
         one, other = order[: clients // 2], order[clients // 2 : clients // 2 * 2]
-        both = np.sort(np.concatenate([held[one], held[other]], axis=1), axis=1)
+        both = np.sort(np.concatenate([classes_of[one], classes_of[other]], axis=1), axis=1)
         common = both[:, 1:] == both[:, :-1]
         keys = rng.random(both.shape)
         keys[:, :-1][common] = -1.0
         keys[:, 1:][common] = 2.0
         both = np.take_along_axis(both, np.argsort(keys, axis=1, kind="stable"), axis=1)
-        held[one], held[other] = both[:, :k], both[:, k:]
-    return np.sort(held, axis=1)
+        classes_of[one], classes_of[other] = both[:, :k], both[:, k:]
+    return np.sort(classes_of, axis=1)

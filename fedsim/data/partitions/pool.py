@@ -14,8 +14,8 @@ def pool(
 ) -> Assignment:
     """Every client draws samples from all of them, with replacement: samples are shared.
 
-    A client may hold a sample twice, so its held-out samples may occur in its training data:
-    what this measures is speed and memory, not generalisation.
+    A client may hold a sample twice, so its held-out samples may occur in its training data: this
+    measures speed and memory, not generalisation.
 
     Raises:
         InputError: fewer than 1 client or sample, or an empty data set.

@@ -1,5 +1,5 @@
-"""A public set: samples that the server and all clients know and none owns, as the image-text pairs
-of CreamFL (Yu et al. 2023, arXiv:2302.08888).
+"""A public set: samples known to the server and all clients and owned by none, such as the
+image-text pairs of CreamFL (Yu et al. 2023, arXiv:2302.08888).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def public(
     domain: str | None = None,
     within: Partition = IID,
 ) -> Assignment:
-    """A random public set that all know, of `size` samples or a `share`; the rest by `within`.
+    """A random public set, of `size` samples or a `share`; `within` divides the rest.
 
-    With `domain` it is drawn from the samples of that domain alone.
+    With `domain` it is drawn from that domain only.
 
     Raises:
         InputError: neither or both of `size` and `share`; a public set of all samples or more; an
@@ -46,5 +46,5 @@ def public(
         size = number_of(share or 0.0, n, "partition.share")
     most = n - 1 if n == len(samples) else n
     check(1 <= size <= most, f"partition.size must be in 1..{most}, the samples there are", size)
-    divided = set_aside(samples, rows[rng.permutation(n)[:size]], clients, within, rng)
-    return replace(divided, public=np.ones(size, np.uint8))
+    assignment = set_aside(samples, rows[rng.permutation(n)[:size]], clients, within, rng)
+    return replace(assignment, public=np.ones(size, np.uint8))

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from fedsim.data.dataset import Samples
-from fedsim.data.partition import Assignment
+from fedsim.data.partition import Assignment, pointers_of
 from fedsim.data.partitions._dealing import apportion, check_sizes
 from fedsim.errors import check
 
@@ -28,10 +28,10 @@ def quantity(
 ) -> Assignment:
     """Every sample once, at random, to clients whose sizes follow a power law or a lognormal.
 
-    Clients of the law's tail get `min_size` samples, the others keep their proportions.
+    Clients in the tail get `min_size` samples, the others keep their proportions.
 
     Raises:
-        InputError: a negative exponent or sigma, or more samples asked for than there are.
+        InputError: a negative exponent or sigma, or fewer samples than `min_size` needs.
     """
     check_sizes(samples, clients, min_size)
     for name, value in (("exponent", exponent), ("sigma", sigma)):
@@ -43,6 +43,5 @@ def quantity(
     n = len(samples)
     weights = np.exp(logarithms - logarithms.max())
     bounds = np.full(clients, min_size), np.full(clients, n)
-    pointers = np.zeros(clients + 1, np.int64)
-    np.cumsum(apportion(n, weights, *bounds), out=pointers[1:])
+    pointers = pointers_of(apportion(n, weights, *bounds))
     return Assignment(rng.permutation(n).astype(np.int32), pointers)

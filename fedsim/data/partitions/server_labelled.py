@@ -1,5 +1,5 @@
-"""Labels at the server only: clients hold samples whose labels they never see (FedSTO, Kim et al.
-2023, arXiv:2310.17097: the server has one condition, each client another).
+"""Labels at the server only: clients never see the labels of their samples (FedSTO, Kim et al.
+2023, arXiv:2310.17097, where the server has one weather condition and each client another).
 """
 
 from __future__ import annotations
@@ -44,5 +44,5 @@ def server_labelled(
         server = rng.permutation(n)[:size]
     else:
         server = rows_of_domain(samples, server_domain, "server_domain")
-    divided = set_aside(samples, server, clients, within, rng)
-    return replace(divided, labelled=np.zeros(clients, np.uint8))
+    assignment = set_aside(samples, server, clients, within, rng)
+    return replace(assignment, labelled=np.zeros(clients, np.uint8))

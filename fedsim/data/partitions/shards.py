@@ -1,5 +1,5 @@
-"""Label skew by shards (McMahan et al. 2017, arXiv:1602.05629): the samples, sorted by class, are
-cut into equal shards, and every client is given the same number of random ones.
+"""Label skew by shards (McMahan et al. 2017, arXiv:1602.05629): samples sorted by class are cut
+into equal shards, and every client gets the same number of random ones.
 """
 
 from __future__ import annotations
@@ -25,11 +25,8 @@ def shards(
     check_sizes(samples, clients, 1)
     check(shards >= 1, "partition.shards must be >= 1", shards)
     n, total = len(samples), clients * shards
-    check(
-        total <= n,
-        f"partition.clients x partition.shards must be <= {n}, the number of samples",
-        f"{clients} x {shards} = {total}",
-    )
+    requirement = f"partition.clients x partition.shards must be <= {n}, the number of samples"
+    check(total <= n, requirement, f"{clients} x {shards} = {total}")
     order, _ = by_class(samples, rng)
     owners = np.empty(n, np.int32)
     owners[order] = np.repeat(rng.permutation(total) // shards, equal_parts(n, total))

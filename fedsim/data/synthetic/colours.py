@@ -1,22 +1,11 @@
-"""The names of colours, and which of them a picture mostly has."""
+"""Names of colours, and the main colour of a picture."""
 
 from __future__ import annotations
 
 import numpy as np
 
-COLOURS = (
-    "black",
-    "grey",
-    "white",
-    "red",
-    "orange",
-    "brown",
-    "yellow",
-    "green",
-    "blue",
-    "purple",
-    "pink",
-)
+_NAMES = "black grey white red orange brown yellow green blue purple pink"
+COLOURS = tuple(_NAMES.split())
 
 
 def colour_names(pixels: np.ndarray) -> np.ndarray:

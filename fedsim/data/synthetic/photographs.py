@@ -1,21 +1,18 @@
-"""Photographs that come inside installed packages: backgrounds without a download."""
+"""Photographs inside installed packages: backgrounds without a download."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from fedsim.data.dataset import SplitName
 from fedsim.data.images import read_image
+from fedsim.data.sources import digest
 from fedsim.errors import InputError
 
-Part = Literal["train", "test"]
-PARTS: tuple[Part, ...] = ("train", "test")
-
-_FILES: dict[Part, tuple[tuple[str, str], ...]] = {
+_FILES: dict[SplitName, tuple[tuple[str, str], ...]] = {
     "train": (
         ("sklearn", "datasets/images/china.jpg"),
         ("skimage", "data/astronaut.png"),
@@ -35,42 +32,38 @@ _FILES: dict[Part, tuple[tuple[str, str], ...]] = {
 """Only files of the wheels themselves; scikit-image downloads its other samples."""
 
 
-def photograph_files(part: Part) -> list[Path]:
-    """Return the photograph files of one part; no photograph is in both parts.
+def photograph_files(split: SplitName) -> list[Path]:
+    """Return the photograph files of one split; no photograph is in both.
 
     Raises:
         InputError: scikit-image or scikit-learn is not installed, or lacks a file.
     """
-    return [_package_file(package, name) for package, name in _FILES[part]]
+    return [_package_file(package, name) for package, name in _FILES[split]]
 
 
-def photographs(part: Part) -> list[np.ndarray]:
-    """Return the photographs of one part, each uint8 (H, W, 3), 300..741 pixels a side.
+def photographs(split: SplitName) -> list[np.ndarray]:
+    """Return the photographs of one split, each uint8 (H, W, 3), 300..741 pixels a side.
 
     Raises:
         InputError: scikit-image or scikit-learn is not installed, or a file cannot be read.
     """
-    return [read_image(path) for path in photograph_files(part)]
+    return [read_image(path) for path in photograph_files(split)]
 
 
 def photographs_digest() -> str:
     """Return 16 hex digits of the content of all photograph files."""
-    digest = hashlib.sha256()
-    for part in _FILES:
-        for path in photograph_files(part):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest(*(path.read_bytes() for split in _FILES for path in photograph_files(split)))
 
 
 def _package_file(package: str, name: str) -> Path:
-    # The package is looked up, not imported: only its files are wanted.
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    # Looked up without an import: only the package's files are of use.
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise InputError(
             f"the photographs behind the scenes need the package {package}: "
             "pip install 'fedsim[data]'"
         )
-    path = Path(found.submodule_search_locations[0]) / name
+    path = Path(spec.submodule_search_locations[0]) / name
     if not path.is_file():
         raise InputError(
             f"the installed {package} lacks the photograph {path}: install the version that "

@@ -1,7 +1,7 @@
-"""Questions about scenes that are drawn together with their answers, and scenes made to fit.
+"""Questions about scenes, drawn together with their answers, and scenes composed to fit.
 
-The answer is drawn first, each that a question can have as often as the others: the question
-alone says nothing of it.
+The answer is drawn first, all answers to a question equally often, so that the question alone does
+not reveal it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from itertools import permutations
 
 import numpy as np
 
+from fedsim.data.dataset import SPLITS, SplitName
 from fedsim.data.synthetic.colours import COLOURS, main_colours
 from fedsim.data.synthetic.emoji_pool import EmojiPool, sides
-from fedsim.data.synthetic.photographs import PARTS, Part
 from fedsim.data.synthetic.scenes import Objects, choose
 from fedsim.errors import InputError
 
@@ -25,17 +25,17 @@ QUESTIONS = {
     "colour": "what colour is the picture of {a}?",
 }
 MOST = 4
-"""Objects in a scene at most, each within a quarter of its own."""
+"""Maximum number of objects in a scene, each in another quarter."""
 
 _ANSWERS = {"count": ("0", "1", "2", "3"), "presence": ("no", "yes")}
 _CELLS = np.array(list(permutations(range(MOST))))  # which quarter each object gets
 _LEFT_FIRST = _CELLS[(_CELLS[:, 0] % 2 == 0) & (_CELLS[:, 1] % 2 == 1)]
 _RIGHT_FIRST = _CELLS[(_CELLS[:, 0] % 2 == 1) & (_CELLS[:, 1] % 2 == 0)]
-_OF_A_COLOUR: dict[Part, int] = {"train": 8, "test": 3}  # emoji a group needs to be asked for it
+_OF_A_COLOUR: dict[SplitName, int] = {"train": 8, "test": 3}  # emoji of a colour that a group needs
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class QuestionBatch:
     """n questions: answers and kinds int64 (n,), texts, and scenes with labels int64 (n, 4)."""
 
     answer: np.ndarray
@@ -47,11 +47,11 @@ class Asked:
 
 @dataclass(eq=False)
 class _Draft:
-    """The questions of one kind while they are made; rows as of `u`."""
+    """Questions of one kind under construction; rows as of `u`."""
 
-    part: Part
+    split: SplitName
     u: np.ndarray  # (n, 7)
-    own: np.ndarray  # (n, 4, 5): of each object
+    each: np.ndarray  # (n, 4, 5): of each object
     a: np.ndarray  # (n,) groups the question names
     b: np.ndarray
     labels: np.ndarray  # (n, 4): any group but a
@@ -63,9 +63,9 @@ class _Draft:
 
 
 class Questions:
-    """Questions of some kinds about the emoji of a pool, in scenes of `size` pixels.
+    """Questions of the given kinds about the emoji of a pool, in scenes of `size` pixels.
 
-    `answers` are the groups, by their number in the pool, then the other answers.
+    `answers` are the groups, in the order of the pool, then the other answers.
 
     Raises:
         InputError: colour questions, and no group has enough emoji of two colours.
@@ -77,21 +77,21 @@ class Questions:
     def __init__(self, pool: EmojiPool, kinds: tuple[str, ...], size: int) -> None:
         self.pool, self.kinds, self.size = pool, kinds, size
         self._main_colours = main_colours(pool.pictures)
-        self._asked_colours = self._colours_by_group() if "colour" in kinds else {}
-        used = sorted({colour for group in self._asked_colours.values() for colour in group})
-        answers = {**_ANSWERS, "colour": tuple(COLOURS[colour] for colour in used)}
+        self._colours = self._colours_by_group() if "colour" in kinds else {}
+        colours = sorted({colour for group in self._colours.values() for colour in group})
+        answers = {**_ANSWERS, "colour": tuple(COLOURS[colour] for colour in colours)}
         names = [name for kind in kinds for name in answers.get(kind, ())]
         self.answers = (*pool.classes, *names)
         self._number = {name: i for i, name in enumerate(self.answers)}
 
     def texts(self) -> list[str]:
-        """Return every question that may be asked, sorted."""
+        """Return every possible question, sorted."""
         groups = self.pool.classes
         pairs = [(a, b) for a in groups for b in groups if a != b]
         return sorted({QUESTIONS[kind].format(a=a, b=b) for kind in self.kinds for a, b in pairs})
 
-    def ask(self, part: Part, u: np.ndarray) -> Asked:
-        """Return a question for each row of u (n, draws), uniform."""
+    def ask(self, split: SplitName, u: np.ndarray) -> QuestionBatch:
+        """Return a question for each row of u (n, draws), uniform in [0, 1)."""
         n = len(u)
         kind = choose(u[:, 0], len(self.kinds))
         answer, labels = np.empty(n, np.int64), np.empty((n, MOST), np.int64)
@@ -99,27 +99,27 @@ class Questions:
         texts = [""] * n
         for number, name in enumerate(self.kinds):
             rows = np.flatnonzero(kind == number)
-            draft = self._draft(part, u[rows])
+            draft = self._draft(split, u[rows])
             getattr(self, f"_{name}")(draft)
             answer[rows], labels[rows], side[rows] = draft.answer, draft.labels, draft.side
             picture[rows] = self._pictures(draft)
             x[rows], y[rows] = self._places(draft)
             for row, text in zip(rows, self._texts(name, draft), strict=True):
                 texts[row] = text
-        return Asked(answer, kind, texts, labels, Objects(picture, side, x, y))
+        return QuestionBatch(answer, kind, texts, labels, Objects(picture, side, x, y))
 
-    def _draft(self, part: Part, u: np.ndarray) -> _Draft:
+    def _draft(self, split: SplitName, u: np.ndarray) -> _Draft:
         n, groups = len(u), len(self.pool.classes)
-        own = u[:, 7:].reshape(n, MOST, 5)
+        each = u[:, 7:].reshape(n, MOST, 5)
         a = choose(u[:, 1], groups)
         return _Draft(
-            part=part,
+            split=split,
             u=u,
-            own=own,
+            each=each,
             a=a,
             b=_skip(choose(u[:, 2], groups - 1), a),
-            labels=_skip(choose(own[..., 0], groups - 1), a[:, None]),
-            side=sides(own[..., 2], self.size),
+            labels=_skip(choose(each[..., 0], groups - 1), a[:, None]),
+            side=sides(each[..., 2], self.size),
             cells=_CELLS[choose(u[:, 4], len(_CELLS))],
             total=np.empty(n, np.int64),
             answer=np.empty(n, np.int64),
@@ -146,8 +146,8 @@ class Questions:
         d.labels[:, 0], d.labels[:, 1] = d.a, d.b
         d.total = np.full(len(d.u), 2)
         groups = len(self.pool.classes)
-        if groups > 2:  # whatever else is there must show neither of the two
-            third = _skip(choose(d.own[:, 2:, 0], groups - 2), np.minimum(d.a, d.b)[:, None])
+        if groups > 2:  # further objects must be of neither group
+            third = _skip(choose(d.each[:, 2:, 0], groups - 2), np.minimum(d.a, d.b)[:, None])
             d.labels[:, 2:] = _skip(third, np.maximum(d.a, d.b)[:, None])
             d.total += choose(d.u[:, 5], MOST - 1)
         d.answer = np.where(first, d.a, d.b)
@@ -156,41 +156,41 @@ class Questions:
         d.labels[:, 0] = d.answer = d.a
         d.total = 2 + choose(d.u[:, 5], MOST - 1)
         # The box of a full emoji of 42 pixels is larger than that of any of 26.
-        d.side[:, 0] = sides(d.own[:, 0, 2], self.size, 42, 48)
-        d.side[:, 1:] = sides(d.own[:, 1:, 2], self.size, 20, 26)
+        d.side[:, 0] = sides(d.each[:, 0, 2], self.size, 42, 48)
+        d.side[:, 1:] = sides(d.each[:, 1:, 2], self.size, 20, 26)
         full = self.pool.is_full
-        for row, (label, u) in enumerate(zip(d.a, d.own[:, 0, 1], strict=True)):
-            members = self.pool.rows[d.part][label]
+        for row, (label, u) in enumerate(zip(d.a, d.each[:, 0, 1], strict=True)):
+            members = self.pool.rows[d.split][label]
             d.special[row] = _member(members[full[members]], u)
 
     def _colour(self, d: _Draft) -> None:
-        groups = sorted(self._asked_colours)
+        groups = sorted(self._colours)
         d.a = np.array(groups)[choose(d.u[:, 1], len(groups))]
-        d.labels = _skip(choose(d.own[..., 0], len(self.pool.classes) - 1), d.a[:, None])
+        d.labels = _skip(choose(d.each[..., 0], len(self.pool.classes) - 1), d.a[:, None])
         d.labels[:, 0] = d.a
         d.total = 1 + choose(d.u[:, 5], MOST)
         for row, label in enumerate(d.a.tolist()):
-            colours = self._asked_colours[label]
+            colours = self._colours[label]
             colour = colours[int(d.u[row, 3] * len(colours))]
-            members = self.pool.rows[d.part][label]
+            members = self.pool.rows[d.split][label]
             members = members[self._main_colours[members] == colour]
-            d.special[row] = _member(members, d.own[row, 0, 1])
+            d.special[row] = _member(members, d.each[row, 0, 1])
             d.answer[row] = self._number[COLOURS[colour]]
 
     def _pictures(self, d: _Draft) -> np.ndarray:
-        picture = self.pool.pick(d.part, d.labels, d.own[..., 1])
+        picture = self.pool.pick(d.split, d.labels, d.each[..., 1])
         picture[:, 0] = np.where(d.special >= 0, d.special, picture[:, 0])
         picture[np.arange(MOST) >= d.total[:, None]] = -1
         return picture
 
     def _places(self, d: _Draft) -> tuple[np.ndarray, np.ndarray]:
         cell = self.size // 2
-        x, y = (choose(d.own[..., axis], cell + 1 - d.side) for axis in (3, 4))
+        x, y = (choose(d.each[..., axis], cell + 1 - d.side) for axis in (3, 4))
         return d.cells % 2 * cell + x, d.cells // 2 * cell + y
 
     def _texts(self, kind: str, d: _Draft) -> list[str]:
         names = self.pool.classes
-        swapped = d.u[:, 6] < 0.5  # which of two is named first says nothing
+        swapped = d.u[:, 6] < 0.5  # the order of the two names reveals nothing
         first, second = np.where(swapped, d.b, d.a), np.where(swapped, d.a, d.b)
         if kind != "left":
             first = d.a
@@ -200,26 +200,23 @@ class Questions:
         ]
 
     def _colours_by_group(self) -> dict[int, list[int]]:
-        """Return the colours that can be asked for, of each group that has two of them."""
-        found = {}
+        """Return the colours to ask for, of each group that has at least two of them."""
+        colours = {}
         for group in range(len(self.pool.classes)):
-            counts = {
-                part: np.bincount(
-                    self._main_colours[self.pool.rows[part][group]] + 1, minlength=len(COLOURS) + 1
-                )[1:]
-                for part in PARTS
-            }
-            enough = [counts[part] >= _OF_A_COLOUR[part] for part in PARTS]
-            colours = np.flatnonzero(np.logical_and(*enough)).tolist()
-            if len(colours) >= 2:
-                found[group] = colours
-        if not found:
+            enough = np.ones(len(COLOURS), bool)
+            for split in SPLITS:
+                present = self._main_colours[self.pool.rows[split][group]] + 1
+                counts = np.bincount(present, minlength=len(COLOURS) + 1)[1:]
+                enough &= counts >= _OF_A_COLOUR[split]
+            if enough.sum() >= 2:
+                colours[group] = np.flatnonzero(enough).tolist()
+        if not colours:
             raise InputError(
                 "dataset.questions must be without colour: none of the groups "
                 f"{', '.join(self.pool.classes)} has {_OF_A_COLOUR['train']} training and "
                 f"{_OF_A_COLOUR['test']} test emoji of each of two colours; name more groups"
             )
-        return found
+        return colours
 
 
 def _skip(values: np.ndarray, left_out: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Scenes: pictures with an alpha channel pasted on photographs, and the boxes they fill.
+"""Scenes: pictures with an alpha channel pasted on photographs, and their boxes.
 
 All arithmetic is on whole numbers, or on floats that hold them exactly, and every draw is taken
 from a raw Philox stream: the same plan gives the same bytes on any machine.
@@ -19,7 +19,7 @@ VISIBLE = 128
 
 _LEAST_VISIBLE = 0.5  # of its pixels an object keeps when others are pasted over it
 CHUNK = 8
-"""Scenes rendered at once: so few that they stay in the processor's cache. Changes no result."""
+"""Scenes rendered at once: few enough for the processor's cache. Changes no result."""
 
 
 class Draws:
@@ -39,7 +39,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Objects:
-    """What stands where in n scenes: arrays (n, K) of whole numbers.
+    """Placement of the objects of n scenes: arrays (n, K) of whole numbers.
 
     `picture` is a row of the pictures, -1 for none; `side` the pixels that the picture is resized
     to, `x` and `y` its upper left corner, inside the scene. Later objects lie over earlier ones.
@@ -78,7 +78,7 @@ def choose(u: np.ndarray, count: int | np.ndarray) -> np.ndarray:
 def scatter(
     picture: np.ndarray, side: np.ndarray, u: np.ndarray, size: int, overlap: float = 0.25
 ) -> Objects:
-    """Place pictures (n, K) of `side` at random; return them with those that fit nowhere removed.
+    """Place pictures (n, K) of `side` at random, without those that fit nowhere.
 
     u (n, K, T, 2) uniform: T places are tried for each. A place is refused if the two squares
     share more than `overlap` of the smaller one, with any object placed before.
@@ -112,9 +112,10 @@ class Backgrounds:
         self.size = size
         self._levels = []
         for photograph in photographs:
-            levels = [level for level in (photograph, _halve(photograph)) if _fits(level, size)]
-            if levels:
-                self._levels.append(levels)
+            levels = (photograph, _halve(photograph))
+            fitting = [level for level in levels if min(level.shape[:2]) >= size]
+            if fitting:
+                self._levels.append(fitting)
 
     def crop(self, u: np.ndarray) -> np.ndarray:
         """Return uint8 (S, S, 3) chosen by u (5,), uniform."""
@@ -132,7 +133,7 @@ def render(
     backgrounds: Backgrounds,
     crops: np.ndarray,
 ) -> Iterator[Scenes]:
-    """Yield the scenes in order, some at a time.
+    """Yield the scenes in order, up to `CHUNK` at a time.
 
     pictures uint8 (m, h, h, 4), RGBA; crops (n, 5), uniform. An object that would leave an earlier
     one with less than half of its pixels visible is not pasted: it is not `shown`.
@@ -146,11 +147,11 @@ def render(
             np.zeros((count, most, 4), np.float32),
             np.zeros((count, most), bool),
         )
-        part = objects[start : start + count]
-        resized = _resize_all(pictures, part)
+        block = objects[start : start + count]
+        resized = _resize_all(pictures, block)
         for i in range(count):
             scenes.images[i] = backgrounds.crop(crops[start + i])
-            _paste(scenes, i, part, resized)
+            _paste(scenes, i, block, resized)
         yield scenes
 
 
@@ -193,10 +194,10 @@ def _resize_all(pictures: np.ndarray, objects: Objects) -> dict[tuple[int, int],
     present = objects.picture >= 0
     for side in np.unique(objects.side[present]):
         where = np.argwhere(present & (objects.side == side))
-        chosen = pictures[objects.picture[where[:, 0], where[:, 1]]]
-        colours = chosen[..., :3].astype(np.uint16) * chosen[..., 3:]
-        chosen = np.concatenate([_divide_by_255(colours), chosen[..., 3:]], axis=3)
-        for (i, k), picture in zip(where.tolist(), resize(chosen, int(side)), strict=True):
+        rgba = pictures[objects.picture[where[:, 0], where[:, 1]]]
+        colours = rgba[..., :3].astype(np.uint16) * rgba[..., 3:]
+        rgba = np.concatenate([_divide_by_255(colours), rgba[..., 3:]], axis=3)
+        for (i, k), picture in zip(where.tolist(), resize(rgba, int(side)), strict=True):
             resized[i, k] = picture
     return resized
 
@@ -237,12 +238,8 @@ def _halve(image: np.ndarray) -> np.ndarray:
     return ((blocks.sum((1, 3), dtype=np.uint16) + 2) >> 2).astype(np.uint8)
 
 
-def _fits(image: np.ndarray, size: int) -> bool:
-    return min(image.shape[:2]) >= size
-
-
 def pack_boxes(scenes: Scenes, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes (b, K, 4) and labels (b, K) of the objects shown, these first, then 0 and -1."""
+    """Return boxes (b, K, 4) and labels (b, K): objects shown come first, then zeros and -1."""
     order = np.argsort(~scenes.shown, axis=1, kind="stable")
     boxes = np.take_along_axis(scenes.boxes, order[..., None], 1)
     packed = np.take_along_axis(np.where(scenes.shown, labels, -1), order, 1)

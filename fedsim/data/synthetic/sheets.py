@@ -1,4 +1,4 @@
-"""Small pictures in one PNG file: data that comes with the package and can be looked at."""
+"""Packaged data files: sheets of small pictures in one PNG, and checksums of all files."""
 
 from __future__ import annotations
 
@@ -57,30 +57,33 @@ def read_json(name: str) -> Any:
     return json.loads((FOLDER / name).read_text())
 
 
+def packaged_digest() -> str:
+    """Return 12 hex digits that change when any packaged file does."""
+    return hashlib.sha256((FOLDER / CHECKSUMS).read_bytes()).hexdigest()[:12]
+
+
 def check_file(name: str) -> None:
     """Raise `InputError` unless a packaged file has its recorded sha256."""
     try:
         recorded = json.loads((FOLDER / CHECKSUMS).read_text())[name]
-        found = hashlib.sha256((FOLDER / name).read_bytes()).hexdigest()
+        actual = _sha256(FOLDER / name)
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{FOLDER / name} cannot be read ({error!r}); install fedsim again"
         ) from error
-    if found != recorded:
+    if actual != recorded:
         raise InputError(
             f"{FOLDER / name} is not the file that belongs to this version: its sha256 is "
-            f"{found[:12]}..., expected {recorded[:12]}...; install fedsim again"
+            f"{actual[:12]}..., expected {recorded[:12]}...; install fedsim again"
         )
 
 
 def write_checksums(folder: Path) -> None:
     """Record the sha256 of all data files of a folder and the folders in it."""
-    kinds = (".png", ".json", ".safetensors")
-    paths = (p for p in folder.rglob("*") if p.suffix in kinds)
-    names = sorted(p.relative_to(folder).as_posix() for p in paths)
-    sums = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in names
-        if name != CHECKSUMS
-    }
-    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
+    paths = [p for p in folder.rglob("*") if p.suffix in (".png", ".json", ".safetensors")]
+    sums = {p.relative_to(folder).as_posix(): _sha256(p) for p in paths if p.name != CHECKSUMS}
+    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1, sort_keys=True) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

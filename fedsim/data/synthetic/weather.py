@@ -1,4 +1,4 @@
-"""Weather over pictures: fog, rain, night, overcast and snow, each with a strength.
+"""Weather effects on pictures: fog, rain, night, overcast and snow, each with a strength.
 
 Everything is whole-number or element-wise arithmetic on raw Philox draws, without sine or
 exponential functions, whose last digits differ between machines: the same bytes everywhere.
@@ -20,17 +20,14 @@ Effect = Callable[[np.ndarray, np.ndarray, Draws], np.ndarray]  # may write to t
 def apply_weather(images: np.ndarray, name: str, strength: np.ndarray, draws: Draws) -> np.ndarray:
     """Return the images under the weather `name`, uint8 (b, S, S, 3), S a multiple of 8.
 
-    strength (b,) in [0, 1]; at 0 an image stays as it is. The draws that an image takes depend on
-    its size and the weather alone, so image i is the same however many follow it.
+    strength (b,) in [0, 1]; at 0 an image is unchanged. The number of draws for an image depends
+    on its size and the weather alone, so image i is the same however many follow it.
 
     Raises:
         InputError: unknown weather.
     """
-    check(
-        name in WEATHERS,
-        f"a weather must be one of {', '.join(WEATHERS)}{nearest(name, WEATHERS)}",
-        name,
-    )
+    requirement = f"a weather must be one of {', '.join(WEATHERS)}{nearest(name, WEATHERS)}"
+    check(name in WEATHERS, requirement, name)
     if name == "clear":
         return images
     changed = WEATHERS[name](
@@ -51,12 +48,12 @@ def _fog(x: np.ndarray, s: np.ndarray, draws: Draws) -> np.ndarray:
     patches = _enlarge(u[:, :16].reshape(b, 4, 4), size)
     depth = np.linspace(1, 0.25, size, dtype=np.float32)[:, None]
     optical = s[..., 0] * 1.6 * depth * (0.7 + 0.6 * patches)
-    seen = 1 / ((1 + optical) * (1 + optical))
+    clarity = 1 / ((1 + optical) * (1 + optical))
     light = (200 + 30 * u[:, 16])[:, None, None]
     for channel, tint in enumerate((0.98, 1, 1.01)):  # one at a time: three times as fast
         plane = x[..., channel]
         plane -= light * np.float32(tint)
-        plane *= seen
+        plane *= clarity
         plane += light * np.float32(tint)
     return x
 
@@ -79,8 +76,8 @@ def _rain(x: np.ndarray, s: np.ndarray, draws: Draws) -> np.ndarray:
     value = (90 + (light * 110 >> 16))[..., None]
     drawn = count[..., None] & (steps < length[..., None]) & (rows >= 0) & (rows < size)
     layer = np.zeros((b, size, size), np.uint8)
-    part = columns & 255
-    for side, share in ((0, 256 - part), (1, part)):
+    fraction = columns & 255
+    for side, share in ((0, 256 - fraction), (1, fraction)):
         at = (columns >> 8) + side
         inside = drawn & (at >= 0) & (at < size)
         image = np.broadcast_to(np.arange(b)[:, None, None], inside.shape)[inside]

@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 
 from fedsim.data.cache import verify
-from fedsim.data.dataset import Dataset, Split
-from fedsim.data.datasets import emoji_scenes as module
+from fedsim.data.dataset import SPLITS, Dataset, Split
 from fedsim.data.datasets.emoji_scenes import emoji_scenes
 from fedsim.data.synthetic import emoji_pool, photographs
 from fedsim.errors import InputError
 from tests.support.emoji_stand_in import use_stand_in
 
-PACKAGED = emoji_pool._packaged
+PACKAGED = emoji_pool.load_rgba
 WEATHERS = ("clear", "fog", "rain", "night", "overcast", "snow")
 
 
@@ -86,18 +85,18 @@ def test_boxes_fit_the_discs_that_were_pasted() -> None:
 
 
 def test_the_packaged_emoji(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emoji_pool, "_packaged", PACKAGED)
+    monkeypatch.setattr(emoji_pool, "load_rgba", PACKAGED)
     pool = emoji_pool.emoji_pool(None, None)
     assert pool.vendors == ("noto", "twemoji", "openmoji", "fluent")
     assert len(pool.classes) == 8
     bases = {
-        part: {
-            int(base) for rows in pool.rows[part] for base in emoji_pool._packaged()["base"][rows]
+        split: {
+            int(base) for rows in pool.rows[split] for base in emoji_pool.load_rgba()["base"][rows]
         }
-        for part in photographs.PARTS
+        for split in SPLITS
     }
     assert not bases["train"] & bases["test"]
-    assert min(len(rows) for part in pool.rows.values() for rows in part) >= 60
+    assert min(len(rows) for split in pool.rows.values() for rows in split) >= 60
 
 
 def test_test_scenes_show_other_emoji_on_other_photographs() -> None:
@@ -107,7 +106,7 @@ def test_test_scenes_show_other_emoji_on_other_photographs() -> None:
         for i in range(len(split)):
             ((_, (x1, y1, x2, y2)),) = boxes_of(split, i)
             assert split.x[i, (y1 + y2) // 2, (x1 + x2) // 2, 1] % 2 == odd
-    train, test = (photographs.photograph_files(part) for part in photographs.PARTS)
+    train, test = (photographs.photograph_files(split) for split in SPLITS)
     assert len({path.name for path in train} | {path.name for path in test}) == 11
     assert not set(train) & set(test)
 
@@ -163,7 +162,7 @@ def test_made_once_with_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tiny()
     (entry,) = (tmp_path / "cache").glob("emoji-scenes-*")
     assert verify(entry) == []
-    monkeypatch.setattr(module, "render", None)
+    monkeypatch.setattr("fedsim.data.synthetic.weather_scenes.render", None)
     tiny()
     with pytest.raises(TypeError):
         tiny(seed=5)
@@ -199,7 +198,7 @@ def test_a_group_without_test_emoji(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made = emoji()
     made["is_test"] &= made["group"] != 2
-    monkeypatch.setattr("fedsim.data.synthetic.emoji_pool._packaged", lambda: made)
+    monkeypatch.setattr("fedsim.data.synthetic.emoji_pool.load_rgba", lambda: made)
     with pytest.raises(InputError, match="groups with test emoji by one, two, got 'animals'"):
         tiny()
 

@@ -81,7 +81,7 @@ def test_the_question_alone_does_not_give_the_answer(monkeypatch: pytest.MonkeyP
     pool = emoji_pool.emoji_pool(emoji_pool.GROUPS, None)
     asker = questions.Questions(pool, KINDS, 128)
 
-    def ask(part: Any, n: int) -> questions.Asked:
+    def ask(part: Any, n: int) -> questions.QuestionBatch:
         return asker.ask(part, scenes.Draws(0, part).uniform(n, asker.draws))
 
     train, test = ask("train", 20000), ask("test", 5000)
@@ -143,7 +143,7 @@ def test_a_group_of_one_colour_is_not_asked_for_its_colour(
     made = emoji()
     animals = made["group"] == 2
     made["rgba"][animals, :, :, :3] = (200, 0, 0)
-    monkeypatch.setattr("fedsim.data.synthetic.emoji_pool._packaged", lambda: made)
+    monkeypatch.setattr("fedsim.data.synthetic.emoji_pool.load_rgba", lambda: made)
     dataset = tiny(questions=["colour"], train=100)
     texts = {text.decode().removesuffix("?").split()[-1] for text in dataset.train.extra["text"]}
     assert texts == {"smileys", "food", "travel"}

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedsim.data.cache import cached_arrays
-from fedsim.data.loaders.decoding import cached_stats, decode_rows, image_rows, unreadable
+from fedsim.data.images import read_image
+from fedsim.data.loaders.decoding import decode_rows, image_rows, unreadable
 from fedsim.errors import InputError
 
 
@@ -17,6 +17,13 @@ def test_rows_keep_their_order_and_come_in_blocks() -> None:
     blocks = list(decode_rows(range(600), read, str, (1, 1, 1), "reading"))
     assert [len(block) for block in blocks] == [256, 256, 88]
     assert np.concatenate(blocks).ravel().tolist() == [i % 251 for i in range(600)]
+
+
+def test_blocks_are_smaller_where_images_are_large() -> None:
+    shape = (2048, 2048, 3)  # 12 MiB, of which 64 MiB hold five
+    image = np.zeros(shape, np.uint8)
+    blocks = decode_rows(range(6), lambda _: image, str, shape, "reading")
+    assert [len(block) for block in blocks] == [5, 1]
 
 
 def test_image_of_another_shape_is_named() -> None:
@@ -41,14 +48,6 @@ def test_unreadable_files_are_found(tmp_path: Path) -> None:
         Image.new("L", (9, 9)).save(path)
     paths[1].write_bytes(paths[1].read_bytes()[:-30])
     paths[3].unlink()
-    assert unreadable(paths) == [1, 3]
-    assert unreadable([]) == []
+    assert unreadable(paths, read_image) == [1, 3]
+    assert unreadable([], read_image) == []
     assert next(iter(image_rows(paths[:1], (9, 9, 1), "reading"))).shape == (1, 9, 9, 1)
-
-
-def test_stats_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
-    x = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
-    assert cached_stats("toy", x) == ((0.5,), (0.5,))
-    assert cached_stats("toy", x[:1]) == ((0.5,), (0.5,))
-    assert set(cached_arrays("toy-stats", dict)) == {"mean", "std"}

@@ -3,7 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.data.loaders.folders import TEST, TRAIN, WHOLE, Lists, listed, scan, tree_fingerprint
+from fedsim.data.loaders.folders import (
+    TEST,
+    TRAIN,
+    WHOLE,
+    Lists,
+    scan,
+    scan_lists,
+    tree_fingerprint,
+)
 from fedsim.data.loaders.lists import read_list
 from fedsim.errors import InputError
 
@@ -22,7 +30,7 @@ def test_scan_orders_by_path_and_skips_what_is_no_image(tmp_path: Path) -> None:
     assert found.paths == ["a/x.tiff", "b/10.jpg", "b/2.JPG"]
     assert found.classes == ("a", "b")
     assert found.labels.tolist() == [0, 1, 1]
-    assert found.parts.tolist() == [WHOLE] * 3
+    assert found.splits.tolist() == [WHOLE] * 3
     assert found.domains == ()
 
 
@@ -50,13 +58,13 @@ def test_lists_name_classes_by_folder_if_they_agree(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x/cat/1 2.jpg 1\r\nx/dog/1.jpg 0\r\n")
     (tmp_path / "b.txt").write_text("\ufeffy/cat/2.jpg 1\n")
     lists: Lists = {(None, TRAIN): tmp_path / "a.txt", (None, TEST): tmp_path / "b.txt"}
-    found = listed(tmp_path, lists)
+    found = scan_lists(tmp_path, lists)
     assert found.paths == ["x/cat/1 2.jpg", "x/dog/1.jpg", "y/cat/2.jpg"]
     assert found.classes == ("dog", "cat")
-    assert found.parts.tolist() == [TRAIN, TRAIN, TEST]
+    assert found.splits.tolist() == [TRAIN, TRAIN, TEST]
     (tmp_path / "b.txt").write_text("y/lion/2.jpg 1\n")
-    assert listed(tmp_path, lists).classes == ("0", "1")
-    assert listed(tmp_path, lists, num_classes=3).classes == ("0", "1", "2")
+    assert scan_lists(tmp_path, lists).classes == ("0", "1")
+    assert scan_lists(tmp_path, lists, num_classes=3).classes == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("line", ["a.jpg", "a.jpg one", "a.jpg -1", "a.jpg 1.0", "0", " 0"])

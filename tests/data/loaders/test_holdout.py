@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedsim.data.loaders.holdout import held_out
+from fedsim.data.loaders.holdout import held_out, mark_fifth
 from fedsim.errors import InputError
 
 
@@ -25,6 +25,15 @@ def test_seed_decides_and_every_sample_can_be_marked() -> None:
     counts = sum(held_out(groups, 0.5, seed).astype(int) for seed in range(200))
     # Each of 20 samples is marked in half of 200 draws, with a deviation of 7.
     assert np.abs(np.asarray(counts) - 100).max() < 4 * 7.1
+
+
+def test_a_fifth_of_each_stratum_is_marked() -> None:
+    strata = np.array([3] * 10 + [1] * 2 + [0] * 3 + [3] * 2 + [7] * 1)
+    marked = mark_fifth(strata, key=1)
+    # 12/5 = 2.4, 2/5 = 0.4, 3/5 = 0.6 and 1/5
+    assert {s: int(marked[strata == s].sum()) for s in (0, 1, 3, 7)} == {0: 1, 1: 0, 3: 2, 7: 0}
+    assert mark_fifth(np.zeros(10, np.int64), key=1961).nonzero()[0].tolist() == [0, 7]
+    assert not np.array_equal(mark_fifth(np.zeros(99), 1), mark_fifth(np.zeros(99), 2))
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedsim.data.arrays import dataset_of
 from fedsim.data.cache import cached_arrays
 from fedsim.data.dataset import Card
-from fedsim.data.loaders import image_texts
+from fedsim.data.loaders import decoding
 from fedsim.data.loaders.image_texts import (
     Pair,
-    Part,
+    Pairs,
     Pictures,
     image_folder,
     image_text_arrays,
-    image_text_dataset,
 )
 from fedsim.errors import InputError
 
@@ -34,24 +34,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pairs_become_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     red, blue = picture(tmp_path / "r.png", 255, 0, 0), picture(tmp_path / "b.png", 0, 0, 51)
-    monkeypatch.setattr(image_texts, "_CHUNK", 1)
+    monkeypatch.setattr(decoding, "_BLOCK", 1)
     decoded: Counter[str] = Counter()
-    read_image = image_texts.read_image
+    read_image = decoding.read_image
 
     def counted(path: Path, *options: object) -> np.ndarray:
         decoded[path.name] += 1
         return read_image(path, *options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(image_texts, "read_image", counted)
+    monkeypatch.setattr(decoding, "read_image", counted)
     pairs = [Pair(red, "a b c d", 7, 1), Pair(red, "a b", 7, 0), Pair(blue, "a", 9, 1)]
-    parts = {
-        "train": Part(pairs, {"mine": np.array([4, 5, 6])}),
-        "validation": Part([Pair(blue, "b\0", 9, 0)]),
-        "test": Part([Pair(red, "z", 7, 1)]),
+    splits = {
+        "train": Pairs(pairs, {"mine": np.array([4, 5, 6])}),
+        "validation": Pairs([Pair(blue, "b\0", 9, 0)]),
+        "test": Pairs([Pair(red, "z", 7, 1)]),
     }
-    arrays = cached_arrays("key", lambda: image_text_arrays(parts, HOW, "mine"))
-    assert decoded == {"r.png": 2, "b.png": 2}  # once for the two pairs of the training part
-    dataset = image_text_dataset("mine", arrays, CARD)
+    arrays = cached_arrays("key", lambda: image_text_arrays(splits, HOW, "mine"))
+    assert decoded == {"r.png": 2, "b.png": 2}  # once for the two pairs of the training split
+    dataset = dataset_of("mine", arrays, CARD)
     assert dataset.train.x.shape == (3, 2, 3, 3)
     assert dataset.train.x[:, 1, 2].tolist() == [[255, 0, 0], [255, 0, 0], [0, 0, 51]]
     assert dataset.train.y.tolist() == [1, 0, 1]
@@ -74,18 +74,20 @@ def test_missing_images_are_counted_before_any_is_read(tmp_path: Path) -> None:
     there = picture(tmp_path / "r.png", 1, 2, 3)
     pairs = [Pair(path, "a", 1) for path in (there, tmp_path / "x.png", tmp_path / "y.png")]
     with pytest.raises(InputError, match=r"2 of 3 images are missing, the first is .*x\.png"):
-        image_text_arrays({"train": Part(pairs)}, HOW, "mine")
+        image_text_arrays({"train": Pairs(pairs)}, HOW, "mine")
     with pytest.raises(InputError, match="the train split of mine must have at least one pair"):
-        image_text_arrays({"train": Part([])}, HOW, "mine")
+        image_text_arrays({"train": Pairs([])}, HOW, "mine")
 
 
 def test_an_unreadable_image_is_named_and_leaves_no_entry(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
     Image.new("RGB", (64, 64), "red").save(bad)
     bad.write_bytes(bad.read_bytes()[:-200])
-    parts = {"train": Part([Pair(picture(tmp_path / "r.png", 0, 0, 0), "a", 1), Pair(bad, "b", 2)])}
+    splits = {
+        "train": Pairs([Pair(picture(tmp_path / "r.png", 0, 0, 0), "a", 1), Pair(bad, "b", 2)])
+    }
     with pytest.raises(InputError, match=r"bad\.jpg is no image that can be read"):
-        cached_arrays("key", lambda: image_text_arrays(parts, HOW, "mine"))
+        cached_arrays("key", lambda: image_text_arrays(splits, HOW, "mine"))
     assert not (tmp_path / "cache" / "key").exists()
 
 

@@ -9,7 +9,7 @@ from fedsim.errors import InputError
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'{"a": [1', r"cannot be read as JSON \(.*replace it"),
+        (b'{"a": [1', r"cannot be read as JSON \(.*put an undamaged copy there"),
         (b"", r"cannot be read as JSON"),
         (b"[1]", r"must hold a JSON object, got list"),
         (b'{"a": "\xff"}', r"is not UTF-8"),
@@ -30,12 +30,16 @@ def test_entries_have_their_fields(tmp_path: Path) -> None:
     path.write_text('{"a": [{"id": 1, "b": "x"}, {"id": 2, "b": "y"}], "c": 3}')
     data = read_json(path)
     assert [e["b"] for e in entries(data, "a", {"id": int, "b": str}, path)] == ["x", "y"]
-    with pytest.raises(InputError, match=r"a\[0\] of .*file\.json must have a 'b' of type int"):
+    with pytest.raises(InputError, match=r"a\[0\] of .*file\.json must have 'b' of type int"):
         entries(data, "a", {"b": int}, path)
     with pytest.raises(InputError, match=r"a\[0\] of .* 'd' of type str, got None"):
         entries(data, "a", {"d": str}, path)
     for key in ("c", "d"):
         with pytest.raises(InputError, match=rf"must have a list '{key}'"):
             entries(data, key, {}, path)
-    with pytest.raises(InputError, match=r"x\[0\] of f must have a 'id'"):
+    with pytest.raises(InputError, match=r"x\[0\] of f must have 'id'"):
         entries({"x": [5]}, "x", {"id": int}, "f")
+    with pytest.raises(
+        InputError, match=r"x\[0\] of f must have 'id' of type int or str, got True"
+    ):
+        entries({"x": [{"id": True}]}, "x", {"id": (int, str)}, "f")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.data.partition import Assignment
-from fedsim.data.partitions._dealing import apportion, equal_parts, joined, stable_order
+from fedsim.data.partitions._dealing import apportion, equal_parts, join, stable_order
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), max_size=30))
@@ -64,10 +64,10 @@ def test_joined_assignments_keep_clients_server_and_roles() -> None:
         labelled=np.array([0, 1]),
         modality=np.array([2, 1]),
     )
-    both = joined([one, two])
+    both = join([one, two])
     assert both.indices.tolist() == [5, 3, 1, 2, 4]
     assert both.pointers.tolist() == [0, 2, 3, 5]
     assert both.server.tolist() == [9]
     assert both.labelled.tolist() == [1, 0, 1]
     assert both.modality.tolist() == [0, 2, 1]
-    assert len(joined([one, one]).labelled) == 0
+    assert len(join([one, one]).labelled) == 0
