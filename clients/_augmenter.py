@@ -1,7 +1,14 @@
-"""FRAug's steps on a generator and an RTNet a client (Chen et al. 2023, arXiv:2205.14900).
+"""FRAug's feature augmentation on a batch (Chen et al. 2023, arXiv:2205.14900): `clients.fraug`'s
+steps for everything but the model.
 
-The networks, prototypes and draws of several clients at once, a row a client; `clients.fraug` has
-the algorithm and the options.
+    begin           v_bar <- (1 - m) v_bar + m (class means of v);  draw s and z
+    synthetic       e_p = v_bar[s] + r(g(z, s), s),  e_r = v + r(g(z, y), y)             step A
+    step_generator  omega by CE(c(g(z, s)), s) - lam_g dist(g(z, s), v or v_bar[s])      step B
+    step_rtnet      r by mean_e -H(softmax c(e)) + lam_r dist(e, its base)               step C
+
+v are features, y labels, s balanced labels, z noise, v_bar prototypes, c the head, g the generator
+with the weights omega, r the RTNet. All of it is of several clients at once, one row a client, with
+backward passes written out: autograd's record of so small networks costs more than they do.
 """
 
 from __future__ import annotations
@@ -29,11 +36,11 @@ from fedsim.params import Params, Rows
 State = dict[str, Any]
 
 METRICS = ("generator_loss", "generator_distance", "rtnet_entropy", "rtnet_distance")
-"""Means over a client's steps that it reports, those of RTNet last."""
+"""Metrics of a client, means over its steps; those of RTNet last."""
 
 
 class _Plan:
-    """What the batch sizes of a step settle.
+    """Masks and weights of the rows in a step, which depend on the batch sizes alone.
 
     `share` (clients, batch) and `rows` (clients, rows of all parts) are what a row counts in a
     mean, `weights` (clients, real and synthetic rows) in the loss of step A.
@@ -56,9 +63,9 @@ class _Plan:
 
 
 class Augmenter:
-    """The generators, the RTNets and the prototypes of clients during a round, a row a client.
+    """Generators g, RTNets r and prototypes v_bar of several clients during a round.
 
-    In each step the first rows are at work and batches are padded, as in
+    In each step the first rows are active and batches are padded, as in
     `fedsim.training.client_groups.Batch`. A client whose batch has one sample sits the step out.
     """
 
@@ -74,7 +81,7 @@ class Augmenter:
         dim, classes = ctx.initial["head.weight"].shape[1], ctx.num_classes
         sizes = dim, shared["first.weight"].shape[1] - classes, classes
         generators = [_generator(shared, state, sizes, ctx.seed) for state in states]
-        rtnets = [_rtnet(*own, sizes) for own in zip(states, contexts, strict=True)]
+        rtnets = [_rtnet(*client, sizes) for client in zip(states, contexts, strict=True)]
         self._all_g = Stack.of(generators, ctx.device, positive=True)
         self._all_r = Stack.of(rtnets, ctx.device, positive=False)
         zeros = torch.zeros(classes, dim)
@@ -95,14 +102,14 @@ class Augmenter:
         self._narrow(len(states))
 
     def _narrow(self, active: int) -> None:
-        """Leave the rows of the clients that are still at work."""
+        """Restrict networks and prototypes to the first `active` clients."""
         self.g, self.r = self._all_g.first(active), self._all_r.first(active)
         self.prototypes = self._all_prototypes[:active]
 
     def begin(self, v: Tensor, y: Tensor, share: Tensor, lengths: list[int]) -> None:
-        """Take in a batch and its features v (clients, batch, D).
+        """Start a step on features v (clients, batch, D) and labels y (clients, batch).
 
-        Labels are laid out, noise is drawn and the prototypes move.
+        The prototypes move, and the labels and the noise of all three steps are drawn.
         """
         clients, longest = y.shape
         if clients != len(self.prototypes):
@@ -120,7 +127,7 @@ class Augmenter:
         one_hot = F.embedding(labels, self._eye)
         noise = self._noise(1 + (1 + self._config.use_rtnet) * k, longest, lengths)
         inputs = torch.cat([noise, one_hot[:, : noise.shape[1]]], dim=3)
-        self._inputs = [some.flatten(1, 2) for some in inputs.tensor_split((k, k + 1), dim=1)]
+        self._inputs = [step.flatten(1, 2) for step in inputs.tensor_split((k, k + 1), dim=1)]
         self._one_hot, self._labels = one_hot[:, :k].flatten(1, 2), labels[:, :k].flatten(1)
         members = one_hot[:, -1]
         if self._plan.real is not None:
@@ -149,14 +156,14 @@ class Augmenter:
         return noise.to(self.prototypes.device)
 
     def _bases(self) -> Tensor:
-        """Return what e is made around, (clients, rows, D), the parts of `augment` in turn."""
+        """Return the bases of e, v_bar[s] and v as `augment` says, (clients, rows, D)."""
         which = self._config.augment
         if which == "both":
             return torch.cat([self._near, self.features], dim=1)
         return self._near if which == "prototype" else self.features
 
     def synthetic(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return e (clients, rows, D) for step A, its labels (clients, rows) and its base."""
+        """Step A: return e (clients, rows, D), its labels (clients, rows) and its base."""
         e, base = self.g.evaluated(self._inputs[0]), self._bases()
         if self._config.use_rtnet:
             e = base + self.r.evaluated(torch.cat([e, self._one_hot], dim=2))
@@ -166,19 +173,19 @@ class Augmenter:
 
     @property
     def weights(self) -> Tensor:
-        """What real and synthetic rows count in the loss of step A, (clients, rows)."""
+        """Weights of the real and synthetic rows in the loss of step A, (clients, rows)."""
         return self._plan.weights
 
     def learn(self, features: Tensor, head: Head) -> None:
-        """Make the steps B and C with the model after step A; `features` are those of the batch."""
+        """Make the steps B and C with the features and the head of the model after step A."""
         self.features = features
-        found = self.step_generator(head)
+        values = self.step_generator(head)
         if self._config.use_rtnet:
-            found += self.step_rtnet(head)
-        self._sums[:, : len(features)] += torch.stack(found)
+            values += self.step_rtnet(head)
+        self._sums[:, : len(features)] += torch.stack(values)
 
     def step_generator(self, head: Head) -> tuple[Tensor, ...]:
-        """Step B: right for the clients' heads, away from their features; return loss and distance.
+        """Step B: g's features are classified as s but far from v; return loss and distance.
 
         Both are (clients,), and 0 for clients that sit the step out.
         """
@@ -198,7 +205,7 @@ class Augmenter:
         return right, apart
 
     def step_rtnet(self, head: Head) -> tuple[Tensor, ...]:
-        """Step C: near their bases, and hard for the clients' heads; return entropy and distance.
+        """Step C: e is near its base but hard to classify; return entropy and distance.
 
         Both are (clients,), and 0 for clients that sit the step out.
         """
@@ -237,14 +244,14 @@ class Augmenter:
         ]
 
     def generators(self) -> Rows:
-        """Return the part of the generators that the payload named."""
+        """Return the shared part of the generators, the one in the payload."""
         return self._all_g.rows().only(set(self._payload["generator"]).__contains__)
 
     def states(self) -> list[State]:
-        """Return what each client keeps of the augmentation."""
+        """Return each client's state: RTNet, prototypes, steps, and its own part of g if any."""
         prototypes, rtnets = self._all_prototypes.cpu(), self._all_r.rows().split()
-        own = zip(rtnets, prototypes, self._steps, strict=True)
-        kept: list[State] = [{"rtnet": r, "prototypes": p, "steps": n} for r, p, n in own]
+        rows = zip(rtnets, prototypes, self._steps, strict=True)
+        kept: list[State] = [{"rtnet": r, "prototypes": p, "steps": n} for r, p, n in rows]
         if self._all_g.template.layout != self._payload["generator"].layout:
             for state, generator in zip(kept, self._all_g.rows().split(), strict=True):
                 state["generator"] = generator
@@ -256,7 +263,7 @@ Sizes = tuple[int, int, int]
 
 
 def _generator(shared: Params, state: State, sizes: Sizes, seed: int) -> Params:
-    """Return a client's generator: what is shared, and its own for the rest."""
+    """Return a client's generator: the shared part merged into its own."""
     if "generator" in state:
         return state["generator"].merged(shared)
     if "first_norm.running_mean" in shared:
@@ -281,7 +288,7 @@ def move_prototypes(prototypes: Tensor, v: Tensor, members: Tensor, momentum: fl
 
 
 def balanced_labels(batch: int, firsts: Sequence[int], num_classes: int) -> Tensor:
-    """Return labels that go round the classes from `firsts` on, int64 (len(firsts), batch)."""
+    """Return labels that cycle through the classes from `firsts`, int64 (clients, batch)."""
     return (torch.tensor(firsts)[:, None] + torch.arange(batch)) % num_classes
 
 

@@ -1,9 +1,9 @@
-"""What a client with one part of an image-text model trains for itself: its own task.
+"""Local objective of a multimodal client: classification for one modality, retrieval for pairs.
 
     images or texts alone   the cross-entropy of a classifier on the representation
     pairs                   retrieval of one by the other
 
-The optimiser's moments are in the client's state: it goes on in the next round where it was.
+The optimiser's moments are part of the client's state and carry over to the next round.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.client import ClientContext
+from fedsim.client import Client, ClientContext, Heterogeneous, Tree, Update
 from fedsim.config.ranges import CheckedConfig, Count, NonNegative, Positive, ProperFraction
 from fedsim.data.views import ClientData
 from fedsim.evaluate.metric_names import named_scores
 from fedsim.models.image_text import RetrievalLoss, retrieval_loss
 from fedsim.params import Params
-from fedsim.params.filters import under
-from fedsim.training.optimisers import Name, Optimiser, placed
+from fedsim.training.optimisers import Name, Optimiser
+from fedsim.training.parts import PartTraining
 
 State = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TaskConfig(CheckedConfig):
-    """Options of a client's own task. Those named after pairs are of clients with pairs."""
+    """Options of a client's own task; those named after pairs apply to clients with pairs."""
 
     epochs: Count = 5
     batch_size: Count = 512
@@ -50,9 +50,10 @@ class TaskConfig(CheckedConfig):
 
 
 class OwnTask:
-    """A client's training of one round; starts from the model in its state, or the initial one.
+    """One round of a client's training, from the model in its state or the initial one.
 
-    `part` is the client's part of the resident model.
+    `part` is the client's part of the resident model. `step` moves it along the gradient of a loss
+    and `model` copies it, both as `PartTraining` does.
 
     Raises:
         ValueError: the client has no training samples.
@@ -71,22 +72,21 @@ class OwnTask:
         self.config, self.data, self.rng, self.ctx = config, data, rng, ctx
         self.name = part_name(data, ctx)
         ctx.model.load(own_model(state, ctx))
-        self.part: Any = ctx.model.module.get_submodule(self.name)
         self.has_pairs = data.modality == "all"
         self.modalities = ("image", "text") if self.has_pairs else (data.modality,)
-        of_part = under((self.name,))
-        named = zip(ctx.model.parameter_names, ctx.model.parameters, strict=True)
-        own = [(name, parameter) for name, parameter in named if of_part(name)]
-        self._names, self._parameters = [n for n, _ in own], [p for _, p in own]
-        self._moments = placed(state.get("optimiser", {}), ctx.device)
         if self.has_pairs:
-            self._lr, self._batch_size = config.pairs_lr, config.pairs_batch_size
+            lr, self._batch_size = config.pairs_lr, config.pairs_batch_size
             clip = config.pairs_clip_norm
-            self._optimiser = Optimiser(config.pairs_optimiser, config.momentum, 0.0, clip)
+            optimiser = Optimiser(config.pairs_optimiser, config.momentum, 0.0, clip)
         else:
             drops = sum(ctx.round > drop for drop in config.lr_drops)
-            self._lr, self._batch_size = config.lr * 0.1**drops, config.batch_size
-            self._optimiser = Optimiser(config.optimiser, config.momentum, config.weight_decay)
+            lr, self._batch_size = config.lr * 0.1**drops, config.batch_size
+            optimiser = Optimiser(config.optimiser, config.momentum, config.weight_decay)
+        moments = state.get("optimiser", {})
+        self._training = PartTraining(ctx.model, self.name, optimiser, lr, moments)
+        self.part = self._training.module
+        self.step = self._training.step
+        self.model = self._training.params
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
@@ -116,27 +116,62 @@ class OwnTask:
         self.note("train_loss", loss, len(order))
         return loss
 
-    def step(self, loss: Tensor) -> None:
-        """Move the part's parameters along the gradient; what the loss does not use stays."""
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        self._optimiser.step(self._parameters, gradients, self._names, self._lr, self._moments)
-
     def note(self, name: str, value: Tensor, count: int) -> None:
-        """Take a value over so many samples into the round's mean of this name."""
+        """Add a mean over `count` samples to the round's metric of this name."""
         self._sums[name] = self._sums.get(name, 0.0) + float(value.detach()) * count
         self._counts[name] = self._counts.get(name, 0) + count
 
     def metrics(self) -> dict[str, float]:
-        """Return the means of what was noted."""
+        """Return the sample-weighted mean of each noted value."""
         return {name: total / self._counts[name] for name, total in self._sums.items()}
-
-    def model(self) -> Params:
-        """Return the client's part of the model, its names in full."""
-        return self.ctx.model.params().only(under((self.name,)))
 
     def kept(self) -> State:
         """Return the client's state: its model and its optimiser's moments."""
-        return {"model": self.model(), "optimiser": placed(self._moments, "cpu")}
+        return {"model": self.model(), "optimiser": self._training.state()}
+
+
+class TaskClient(Heterogeneous, Client):
+    """Base of client methods that train their own task.
+
+    A round starts from the client's state, overwritten by the payload's tensors (`shared`), which
+    the client does not keep. ``personal/...`` are the scores of both together.
+    """
+
+    stateful = True
+
+    @dataclass(frozen=True)
+    class Config(TaskConfig):
+        pass
+
+    def init_state(self, ctx: ClientContext) -> State:
+        return {}
+
+    def shared(self, payload: Tree, data: ClientData, ctx: ClientContext) -> list[Params]:
+        """Return the payload's tensors under the names that they have in the resident model."""
+        return []
+
+    def sent(self, payload: Tree, task: OwnTask) -> Tree:
+        """Return what goes to the server after training."""
+        raise NotImplementedError
+
+    def train(
+        self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext
+    ) -> tuple[State, Update]:
+        task = OwnTask(self.config, state, data, rng, ctx)
+        shared = self.shared(payload, data, ctx)
+        for params in shared:
+            ctx.model.load(params)
+        for _ in range(self.config.epochs):
+            task.epoch()
+        travels = {name for params in shared for name in params}
+        # What is shared is not kept: the next round begins from the server's. Moments are.
+        kept = {**task.kept(), "model": task.model().only(lambda name: name not in travels)}
+        return kept, Update(self.sent(payload, task), float(len(data.train)), task.metrics())
+
+    def evaluate(
+        self, payload: Tree, state: State, data: ClientData, ctx: ClientContext
+    ) -> Mapping[str, float]:
+        return own_scores(self.config, state, data, ctx, *self.shared(payload, data, ctx))
 
 
 def part_name(data: ClientData, ctx: ClientContext) -> str:
@@ -147,22 +182,22 @@ def part_name(data: ClientData, ctx: ClientContext) -> str:
 
 
 def own_model(state: State, ctx: ClientContext) -> Params:
-    """Return what the client's resident model is to hold: its part, or the initial model."""
+    """Return the model to load for a client: its own part, or the initial model."""
     model: Params = state.get("model", ctx.initial)
     return model
 
 
 def own_scores(
-    config: TaskConfig, state: State, data: ClientData, ctx: ClientContext, *given: Params
+    config: TaskConfig, state: State, data: ClientData, ctx: ClientContext, *shared: Params
 ) -> Mapping[str, float]:
     """Return ``personal/...`` of the client's model on its test data, in its own task.
 
-    `given` are tensors that stand for those of its own. Empty where it has no test data. With the
+    `shared` replaces tensors of its own model. Empty where it has no test data. With the
     classifier ``margin`` logits are as in training, without the margin.
     """
     if len(data.test) == 0:
         return {}
-    for params in (own_model(state, ctx), *given):
+    for params in (own_model(state, ctx), *shared):
         ctx.model.load(params)
     module: Any = ctx.model.module
     name = part_name(data, ctx)

@@ -18,17 +18,17 @@ weighs a single term.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients._modality_task import OwnTask, State, TaskConfig, own_scores
+from clients._modality_task import OwnTask, State, TaskClient
 from fedsim import rng as streams
-from fedsim.client import Client, ClientContext, Heterogeneous, Tree, Update
+from fedsim.client import ClientContext, Tree, Update
 from fedsim.config.ranges import Count, NonNegative, Positive
 from fedsim.data.views import ClientData
 from fedsim.errors import check
@@ -36,19 +36,18 @@ from fedsim.evaluate.retrieval import embedded
 from fedsim.maths.contrastive import inter_contrast, intra_contrast
 
 
-class CreamFL(Heterogeneous, Client):
+class CreamFL(TaskClient):
     """Sends its representations (N, d) of the public pairs, and of a modality it lacks none (0, d).
 
     It keeps its model and its optimiser's moments for ever. ``personal/...`` are its scores in its
     own task: accuracy, or for pairs recall.
     """
 
-    stateful = True
     needs = frozenset({"global_img", "global_txt"})
     sends = frozenset({"local_img", "local_txt"})
 
     @dataclass(frozen=True)
-    class Config(TaskConfig):
+    class Config(TaskClient.Config):
         public_batch_size: Count = 256
         # contrast: with G and prev; distance: the mean squared distance to G of the own modality.
         regulariser: Literal["contrast", "distance"] = "contrast"
@@ -64,16 +63,8 @@ class CreamFL(Heterogeneous, Client):
             terms = self.inter or self.intra or self.regulariser == "distance" or self.gamma == 0
             check(terms, "inter must be true where intra is false, or gamma 0", self.inter)
 
-    def init_state(self, ctx: ClientContext) -> State:
-        return {}
-
     def train(
-        self,
-        payload: Tree,
-        state: State,
-        data: ClientData,
-        rng: torch.Generator,
-        ctx: ClientContext,
+        self, payload: Tree, state: Any, data: ClientData, rng: torch.Generator, ctx: ClientContext
     ) -> tuple[State, Update]:
         task = Regularised(self.config, state, data, rng, ctx, payload)
         for _ in range(self.config.epochs):
@@ -85,11 +76,6 @@ class CreamFL(Heterogeneous, Client):
                 task.public_epoch()
         update = Update(task.representations(), float(len(data.train)), task.metrics())
         return task.kept(), update
-
-    def evaluate(
-        self, payload: Tree, state: State, data: ClientData, ctx: ClientContext
-    ) -> Mapping[str, float]:
-        return own_scores(self.config, state, data, ctx)
 
 
 class Regularised(OwnTask):

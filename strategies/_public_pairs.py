@@ -1,7 +1,7 @@
-"""Training a part of an image-text model on public pairs, as a server does.
+"""Server-side training of one part of an image-text model on public pairs.
 
-Each call is one epoch over all pairs in a new random order: supervised retrieval, of images that
-are augmented where the experiment says so, or the distance to given representations. Weights and
+Each call is one epoch over all pairs in a new random order: supervised retrieval, with augmented
+images where the experiment says so, or distillation towards given representations. Weights and
 the optimiser's moments are passed in and returned.
 """
 
@@ -25,7 +25,8 @@ from fedsim.params import Params
 from fedsim.params.filters import under
 from fedsim.rng import seed_generators
 from fedsim.strategy import ServerContext
-from fedsim.training.optimisers import Name, Optimiser, OptimiserState, cosine_rate, placed
+from fedsim.training.optimisers import Name, Optimiser, OptimiserState, cosine_rate
+from fedsim.training.parts import PartTraining
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class PublicConfig(CheckedConfig):
 
 @dataclass
 class Target:
-    """Representations (N, d) of the public images, or texts, to come near to, and with what weight.
+    """Representations (N, d) of the public images, or texts, to distil into a model.
 
-    `rows` bool (N,) say which of them count, None for all.
+    `weight` multiplies their loss; `rows` bool (N,) selects those that count, None all.
     """
 
     rep: Tensor
@@ -73,10 +74,6 @@ class PublicTraining:
         self.public: View = ctx.server
         self.part: Any = ctx.model.module.get_submodule(name)
         self.modalities = tuple(m for m in ("image", "text") if getattr(self.part, m) is not None)
-        self.of_part = under((name,))
-        named = zip(ctx.model.parameter_names, ctx.model.parameters, strict=True)
-        own = [(n, p) for n, p in named if self.of_part(n)]
-        self._names, self._parameters = [n for n, _ in own], [p for _, p in own]
 
     def load(self, params: Params) -> None:
         """Put a model, or this part of it, into the resident model."""
@@ -84,7 +81,7 @@ class PublicTraining:
 
     def read(self) -> Params:
         """Return this part of the resident model."""
-        return self._ctx.model.params().only(self.of_part)
+        return self._ctx.model.params().only(under((self._name,)))
 
     def embed(self, modality: str) -> Tensor:
         """Return the representations (N, d) of all images or texts, in evaluation mode."""
@@ -138,11 +135,11 @@ class PublicTraining:
         total = torch.zeros((), device=x.device)
         for target in targets:
             kept = slice(None) if target.rows is None else target.rows[rows]
-            some = x[kept]
-            if len(some):
-                apart = distance(some, target.rep[rows][kept].to(x.device), reduction)
+            count = len(x[kept])
+            if count:
+                apart = distance(x[kept], target.rep[rows][kept].to(x.device), reduction)
                 # The mean is over the batch, pairs that do not count included.
-                total = total + target.weight * len(some) / len(rows) * apart
+                total = total + target.weight * count / len(rows) * apart
         return total
 
     def _epoch(
@@ -152,9 +149,9 @@ class PublicTraining:
         round: int,
         purpose: str,
     ) -> tuple[OptimiserState, float]:
-        ctx, config, optimiser = self._ctx, self._config, self._config.steps()
-        moments = placed(moments, self.public.device)
-        lr = config.rate(round, ctx.rounds)
+        ctx, config = self._ctx, self._config
+        rate = config.rate(round, ctx.rounds)
+        training = PartTraining(ctx.model, self._name, config.steps(), rate, moments)
         address = f"public/{self._name}/{purpose}"
         total, batches = 0.0, 0
         self.part.train()
@@ -165,18 +162,17 @@ class PublicTraining:
                 loss = loss_of(rows, order)
                 if not loss.requires_grad:
                     continue
-                gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-                optimiser.step(self._parameters, gradients, self._names, lr, moments)
+                training.step(loss)
                 total, batches = total + float(loss.detach()), batches + 1
-        return placed(moments, "cpu"), total / max(1, batches)
+        return training.state(), total / max(1, batches)
 
     def _images(self, rows: Tensor, draw: torch.Generator | None = None) -> Tensor:
-        found: Tensor = self.part.images(self.public.inputs(rows, draw))
-        return found
+        representations: Tensor = self.part.images(self.public.inputs(rows, draw))
+        return representations
 
     def _texts(self, rows: Tensor) -> Tensor:
-        found: Tensor = self.part.texts(self.public.tokens(rows))
-        return found
+        representations: Tensor = self.part.texts(self.public.tokens(rows))
+        return representations
 
 
 def distance(x: Tensor, target: Tensor, reduction: Literal["mse", "l2"]) -> Tensor:

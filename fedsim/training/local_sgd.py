@@ -32,6 +32,7 @@ from fedsim.errors import InputError
 from fedsim.params import FlatModel, protocol
 from fedsim.training import losses
 from fedsim.training.client_groups import GroupTraining
+from fedsim.training.optimisers import clipped_and_decayed
 
 
 class TrainingContext(Protocol):
@@ -222,12 +223,7 @@ class SGD:
 
     def _step(self, fit: Fit, grads: list[Tensor]) -> None:
         config = self.config
-        if config.clip_norm is not None:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            scale = (config.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            grads = list(torch._foreach_mul(grads, scale))
-        if config.weight_decay:
-            grads = list(torch._foreach_add(grads, fit.parameters, alpha=config.weight_decay))
+        grads = clipped_and_decayed(grads, fit.parameters, config.clip_norm, config.weight_decay)
         if config.momentum:
             if not fit.buffers:
                 fit.buffers = [g.clone() for g in grads]

@@ -5,7 +5,7 @@
     adamp  Adam whose step loses its part along w, for weights that a normalisation makes
            scale-invariant (Heo et al. 2021, arXiv:2006.08217, Algorithm 2, delta 0.1)
 
-The gradient is clipped by its norm first and decayed then, as in `local_sgd`.
+The gradient is clipped by its norm first and decayed then, as in `fedsim.training.local_sgd`.
 """
 
 from __future__ import annotations
@@ -50,30 +50,25 @@ class Optimiser(CheckedConfig):
         state: OptimiserState,
         rates: Mapping[str, float] | None = None,
     ) -> None:
-        """Move the parameters (in place), and `state`, which is the optimiser's own.
+        """Make one step; changes the parameters and `state` in place.
 
-        What has no gradient is left as it is, moments included. `rates` are those of some
-        parameters that have their own.
+        Parameters without a gradient stay as they are, moments included. `rates` overrides `lr`
+        for the parameters that it names.
         """
-        moved = [
-            (p, g, n) for p, g, n in zip(parameters, gradients, names, strict=True) if g is not None
-        ]
-        if not moved:
+        rows = zip(parameters, gradients, names, strict=True)
+        moving = [(p, g, n) for p, g, n in rows if g is not None]
+        if not moving:
             return
-        weights, grads, keys = [list(some) for some in zip(*moved, strict=True)]
-        if self.clip_norm is not None:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            grads = list(torch._foreach_mul(grads, (self.clip_norm / (norm + 1e-6)).clamp(max=1)))
-        if self.weight_decay:
-            grads = list(torch._foreach_add(grads, weights, alpha=self.weight_decay))
+        weights, grads, keys = map(list, zip(*moving, strict=True))
+        grads = clipped_and_decayed(grads, weights, self.clip_norm, self.weight_decay)
         steps = state.setdefault("steps", {})
         for key in keys:
             steps[key] = steps.get(key, 0) + 1
-        own = [lr if rates is None else rates.get(key, lr) for key in keys]
+        steps_lr = [lr if rates is None else rates.get(key, lr) for key in keys]
         if self.name == "sgd":
-            self._sgd(weights, grads, keys, own, state)
+            self._sgd(weights, grads, keys, steps_lr, state)
         else:
-            self._adam(weights, grads, keys, own, state)
+            self._adam(weights, grads, keys, steps_lr, state)
 
     def moved(
         self,
@@ -83,12 +78,12 @@ class Optimiser(CheckedConfig):
         state: OptimiserState,
         rates: Mapping[str, float] | None = None,
     ) -> tuple[dict[str, Tensor], OptimiserState]:
-        """Return what `step` makes of weights by their names, and the new state; both are new."""
-        made = {name: weight.clone() for name, weight in weights.items()}
-        state = placed(state, "cpu")
-        found = [gradients.get(name) for name in made]
-        self.step(list(made.values()), found, list(made), lr, state, rates)
-        return made, state
+        """Return the weights and the state after a `step`, both as copies."""
+        weights = {name: weight.clone() for name, weight in weights.items()}
+        state = on_device(state, "cpu")
+        steps = [gradients.get(name) for name in weights]
+        self.step(list(weights.values()), steps, list(weights), lr, state, rates)
+        return weights, state
 
     def _sgd(
         self,
@@ -129,11 +124,23 @@ class Optimiser(CheckedConfig):
             w.sub_(step, alpha=lr / (1 - b1**n))
 
 
-def placed(state: OptimiserState, device: torch.device | str) -> OptimiserState:
+def clipped_and_decayed(
+    grads: list[Tensor], weights: list[Tensor], clip_norm: float | None, weight_decay: float
+) -> list[Tensor]:
+    """Return the gradients, scaled to a norm of at most `clip_norm`, plus weight_decay w."""
+    if clip_norm is not None:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        grads = list(torch._foreach_mul(grads, (clip_norm / (norm + 1e-6)).clamp(max=1.0)))
+    if weight_decay:
+        grads = list(torch._foreach_add(grads, weights, alpha=weight_decay))
+    return grads
+
+
+def on_device(state: OptimiserState, device: torch.device | str) -> OptimiserState:
     """Return a copy of a state with its tensors on a device."""
     return {
-        name: {k: v.to(device, copy=True) if isinstance(v, Tensor) else v for k, v in some.items()}
-        for name, some in state.items()
+        kind: {k: v.to(device, copy=True) if isinstance(v, Tensor) else v for k, v in value.items()}
+        for kind, value in state.items()
     }
 
 

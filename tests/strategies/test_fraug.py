@@ -15,12 +15,12 @@ from torch import Tensor
 
 import fedsim
 from clients._augmenter import Augmenter, balanced_labels, entropies, move_prototypes
-from clients._distances import mmd
 from fedsim.errors import InputError
 from fedsim.models.blocks.conditional import Conditional, generator_network, transformation_network
 from fedsim.params import Params
 from fedsim.training.local_sgd import Fit
 from strategies.fraug import FRAug
+from tests.support.discrepancy import mmd
 from tests.support.played import Player, changed
 from tests.support.runs import TESTS, model_bits, tiny
 

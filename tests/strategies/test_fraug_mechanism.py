@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients._distances import mmd
 from fedsim.client import Update
 from fedsim.models.blocks.conditional import generator_network, transformation_network
 from fedsim.strategy import ServerContext
 from strategies.fraug import FRAug
+from tests.support.discrepancy import mmd
 from tests.support.played import Player
 
 ROUNDS, CLIENTS = 24, range(5)

@@ -18,7 +18,8 @@ from fedsim.models.cnn import cnn
 from fedsim.models.mlp import mlp
 from fedsim.models.resnet import resnet
 from fedsim.params import FlatModel, Params
-from fedsim.training.local_sgd import Fit, LocalSGD
+from fedsim.training.client_groups import GroupTraining
+from fedsim.training.local_sgd import SGD, Fit, LocalSGD, ServerRound
 from tests.support.runs import TESTS, events, tiny
 
 NOBODY = np.array([], np.int32)
@@ -251,6 +252,17 @@ def test_hooks_change_the_step_by_hand(method: type[LocalSGD], expected: float) 
     assert float(update.tensors["model"]["w"]) == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_server_trains_with_the_same_loop() -> None:
+    model = FlatModel(OneWeight())
+    view = client_data(range(1), ONES, ONE_CARD).train
+    trainer = SGD(SGD.Config(lr=1.0, lr_decay=0.5, epochs=2))
+    _, metrics = trainer.fit({}, None, view, generator(), ServerRound(model, 3, 2))
+    first = 0.25 * 0.5
+    assert float(model.params()["w"]) == pytest.approx(first + 0.25 * sigmoid(-first), rel=1e-6)
+    mean = (np.log(2) + np.log(1 + np.exp(-first))) / 2
+    assert metrics == {"train_loss": pytest.approx(mean, rel=1e-6)}
+
+
 class HeadOnly(LocalSGD):
     def trainable(self, name: str) -> bool:
         return name.startswith("head.")
@@ -264,6 +276,17 @@ def test_only_what_is_trainable_changes() -> None:
     _, update = HeadOnly(config).train({"model": start}, None, data, generator(), ctx)
     changed = {k for k, v in update.tensors["model"].items() if not torch.equal(v, start[k])}
     assert changed == {"head.weight", "head.bias"}
+
+
+class Projecting:
+    """A mixin: its hook comes from outside of LocalSGD's own subclasses."""
+
+    def after_step(self, fit: Fit) -> None:
+        fit.parameters[0].clamp_(max=0.3)
+
+
+class Mixed(Projecting, LocalSGD):
+    pass
 
 
 RAGGED = [range(40), range(40, 47), range(47, 48), range(48, 80), range(80, 113)]
@@ -323,8 +346,23 @@ def test_what_decides_whether_clients_train_together() -> None:
     assert LocalSGD().group_size(resnet(SHAPE, 3)) == 1
     assert LocalSGD().group_size(cnn(SHAPE, 3, kernel=3, padding=1, dropout=0.5)) == 1
     assert LocalSGD(LocalSGD.Config(vectorise=False)).group_size(perceptron) == 1
-    for method in (Prox, Clamped, Tilted, HeadOnly):
+    for method in (Prox, Clamped, Tilted, HeadOnly, Mixed):
         assert method().group_size(perceptron) == 1
+
+
+def test_a_subclass_trains_in_groups_again_where_it_names_a_trainer() -> None:
+    class Named(Prox):
+        group = GroupTraining
+
+    class Below(Named):
+        """Overrides nothing."""
+
+    class Renewed(Named):
+        def after_step(self, fit: Fit) -> None:
+            fit.parameters[0].zero_()
+
+    together = [cls().group_size(mlp(SHAPE, 3)) > 1 for cls in (Named, Below, Renewed)]
+    assert together == [True, True, False]
 
 
 def test_large_batches_of_convolutions_are_not_grouped() -> None:

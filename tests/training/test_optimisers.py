@@ -10,7 +10,7 @@ import torch
 
 from fedsim.errors import InputError
 from fedsim.runs.codec import from_bytes, to_bytes
-from fedsim.training.optimisers import Optimiser, cosine_rate, placed
+from fedsim.training.optimisers import Optimiser, cosine_rate, on_device
 
 
 def played(optimiser: Optimiser, steps: int, **torchs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,7 +124,7 @@ def test_a_copy_of_a_state_is_independent() -> None:
     state: dict[str, Any] = {}
     w = torch.ones(2)
     Optimiser("adam").step([w], [torch.ones(2)], ["w"], 0.1, state)
-    copied = placed(state, "cpu")
+    copied = on_device(state, "cpu")
     Optimiser("adam").step([w], [torch.ones(2)], ["w"], 0.1, copied)
     assert state["steps"] == {"w": 1}
     assert state["first"]["w"].tolist() == pytest.approx([0.1, 0.1])
