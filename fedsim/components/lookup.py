@@ -285,12 +285,12 @@ def _describe(kind: str, source: Path) -> str:
     except (OSError, SyntaxError) as error:
         return f"cannot be read: {describe(error)}"
     components: list[ast.FunctionDef | ast.ClassDef | ast.Module] = [tree]
-    for node in reversed(tree.body):
-        if kind in _ARGUMENTS:
-            if isinstance(node, ast.FunctionDef) and node.name == source.stem:
+    # A class has the name of its file in capitals: FedAvg of fedavg.py, LocalSGD of local_sgd.py.
+    name = source.stem if kind in _ARGUMENTS else source.stem.replace("_", "")
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own = node.name if kind in _ARGUMENTS else node.name.lower()
+            if own == name:
                 components.insert(0, node)
-        # Config and State are dataclasses; the component is a plain class with a parent.
-        elif isinstance(node, ast.ClassDef) and node.bases and not node.decorator_list:
-            components.insert(0, node)
     docstrings = filter(None, map(ast.get_docstring, components))
     return next(docstrings, "").partition("\n")[0]

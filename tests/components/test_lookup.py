@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import subprocess
 import sys
@@ -61,7 +62,9 @@ def test_every_built_in_component_loads_and_describes_itself(kind: str) -> None:
         assert "_" not in name
         assert description
         assert len(description) <= 100
-        options(resolve(kind, name))
+        component = resolve(kind, name)
+        options(component)
+        assert description == (inspect.getdoc(component) or "").partition("\n")[0]
 
 
 def test_built_in_component_is_the_object_of_its_module() -> None:
