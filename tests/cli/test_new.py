@@ -28,7 +28,7 @@ def test_what_is_new_passes_its_test(kind: str, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         if command[0] == "pytest":
-            assert "2 passed" in done.stdout
+            assert "3 passed" in done.stdout
 
 
 def test_the_class_is_named_after_the_method(tmp_path: Path) -> None:
