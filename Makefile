@@ -11,10 +11,10 @@ demo: install
 	$(BIN)/fedsim run experiments/quickstart.yaml --force
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
 
 test-fast: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .

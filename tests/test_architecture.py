@@ -24,7 +24,7 @@ LAYERS = [
     "engine report",
     "rounds",
     "api trackers",
-    "sweeps bench",
+    "sweeps bench testing",
     "__init__",
     "cli",
 ]
@@ -41,6 +41,7 @@ LOOSE = {
     "local_sgd",
     "rng",
     "strategy",
+    "testing",
     "trackers",
 }
 """Modules beside the packages of fedsim: what users and authors of methods import."""
@@ -69,16 +70,21 @@ def modules() -> dict[str, Path]:
 @cache
 def imports(name: str) -> frozenset[str]:
     """Return the modules that a module of ours imports, anywhere in its text."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(modules()[name].read_bytes())):
+    return imported(modules()[name])
+
+
+def imported(path: Path) -> frozenset[str]:
+    """Return the modules that a file imports, anywhere in its text."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name} imports relatively"
+            assert node.level == 0, f"{path} imports relatively"
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                found.add(inner if inner in modules() else str(node.module))
-    return frozenset(found)
+                names.add(inner if inner in modules() else str(node.module))
+    return frozenset(names)
 
 
 def arrows() -> Iterator[tuple[str, str]]:
@@ -159,3 +165,14 @@ def test_what_serves_methods_alone_lives_with_them(package: str) -> None:
         if module.startswith("fedsim.") and rooms == {package} and room(module) not in shared
     ]
     assert misplaced == []
+
+
+def test_no_test_imports_another_test() -> None:
+    """Helpers live in ``tests/support`` and fixtures in a ``conftest``."""
+    across = [
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for module in imported(path)
+        if module.split(".")[0] == "tests" and not module.startswith("tests.support.")
+    ]
+    assert across == []

@@ -14,7 +14,7 @@ import fedsim
 from fedsim.cli.commands import main
 from fedsim.errors import InputError
 from fedsim.trackers import Tracked, Tracker, make_trackers
-from tests.rounds.test_survival import StopAt
+from tests.support.interruptions import StopAt
 from tests.support.runs import TESTS, tiny
 
 

@@ -87,6 +87,7 @@ _TEST = '''"""Tests of {module}.py; run them with pytest."""
 from pathlib import Path
 
 import fedsim
+from fedsim.testing import check_{kind}
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENT = {{
@@ -104,6 +105,10 @@ OWN = f"{{HERE}}/{module}.py:{cls}"
 
 def run(out: Path, own: dict) -> fedsim.Run:
     return fedsim.run(EXPERIMENT, set=own, out=out)
+
+
+def test_it_keeps_what_the_platform_relies_on() -> None:
+    check_{kind}(OWN)
 
 
 def test_it_learns(tmp_path: Path) -> None:
@@ -165,7 +170,9 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
         )
     texts = {
         folder / f"{module}.py": template.format(cls=cls),
-        folder / f"test_{module}.py": _TEST.format(module=module, name=name, cls=cls, **words),
+        folder / f"test_{module}.py": _TEST.format(
+            kind=kind, module=module, name=name, cls=cls, **words
+        ),
     }
     for path in texts:
         if path.exists():

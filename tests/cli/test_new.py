@@ -11,6 +11,7 @@ import pytest
 from fedsim.cli.commands import main
 from fedsim.cli.new import write_new
 from fedsim.errors import InputError
+from tests.support.runs import environment
 
 
 @pytest.mark.slow
@@ -24,11 +25,15 @@ def test_what_is_new_passes_its_test(kind: str, tmp_path: Path) -> None:
         ["mypy", "--ignore-missing-imports", "my_method.py"],
     ):
         done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-m", *command],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         if command[0] == "pytest":
-            assert "2 passed" in done.stdout
+            assert "3 passed" in done.stdout
 
 
 def test_the_class_is_named_after_the_method(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from fedsim.errors import InputError, RunFailed
 from fedsim.rounds.setup import build_parts, make_scheduler
 from fedsim.runs.client_states import StateStore
 from fedsim.strategy import ServerContext
-from tests.rounds.test_survival import interrupted
+from tests.support.interruptions import interrupted
 from tests.support.runs import TESTS, assert_same, events, measured, model_bits, prepared, tiny
 
 FLOWER = "flwr.serverapp.strategy"

@@ -10,7 +10,7 @@ import torch
 
 import fedsim
 from fedsim.errors import RunFailed
-from tests.rounds.test_survival import StopAt
+from tests.support.interruptions import StopAt
 from tests.support.runs import assert_same, events, model_bits, tiny
 
 ALONE = '''

@@ -21,6 +21,7 @@ from fedsim.config.yaml import dump_yaml
 from fedsim.errors import InputError, RunFailed
 from fedsim.rounds.progress import Progress
 from fedsim.runs import checkpoint
+from tests.support.interruptions import StopAfter, StopAt, interrupted
 from tests.support.runs import (
     DROPOUT_AND_BATCH_NORM,
     FAULTY,
@@ -34,36 +35,6 @@ from tests.support.runs import (
     start,
     tiny,
 )
-
-
-class StopAt(Progress):
-    """Raises an error when a client of the round is done, like Ctrl-C in its middle."""
-
-    def __init__(self, round: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-        super().__init__()
-        self.round, self.error = round, error
-
-    def cohort(self, round: int, done: int, total: int) -> None:
-        if round == self.round:
-            raise self.error
-
-
-class StopAfter(StopAt):
-    """Raises between two rounds."""
-
-    def cohort(self, round: int, done: int, total: int) -> None:
-        pass
-
-    def round_end(self, round: int, metrics: Mapping[str, float], seconds: float) -> None:
-        if round == self.round:
-            raise self.error
-
-
-def interrupted(experiment: dict[str, Any], out: Path, round: int) -> Path:
-    """Interrupt a run in the middle of a round; return its folder."""
-    with pytest.raises(KeyboardInterrupt):
-        fedsim.run(experiment, out=out, progress=StopAt(round))
-    return out / f"{experiment['name']}/seed-0"
 
 
 def write(experiment: dict[str, Any], folder: Path) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from fedsim.errors import InputError
 from fedsim.runs.export import export_run
 from fedsim.runs.results import Run
-from tests.runs.test_results import make
+from tests.support.folders import make
 
 
 def test_csv(tmp_path: Path) -> None:

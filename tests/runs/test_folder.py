@@ -20,16 +20,9 @@ from fedsim.errors import InputError, RunFailed
 from fedsim.runs import checkpoint
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.recorder import Recorder
+from tests.support.folders import Manifest
 
 CONFIG = "name: a\nrounds: 30\n"
-
-
-class Manifest:
-    def __init__(self, content: bytes = b"manifest") -> None:
-        self.content = content
-
-    def save(self, path: Path) -> None:
-        Path(path).write_bytes(self.content)
 
 
 class BrokenManifest:

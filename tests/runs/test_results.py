@@ -14,56 +14,12 @@ import torch
 
 import fedsim
 from fedsim.components import build
-from fedsim.config.reading import load_experiment, to_yaml
+from fedsim.config.reading import load_experiment
 from fedsim.errors import InputError
-from fedsim.runs.folder import RunFolder
 from fedsim.runs.recorder import Recorder
 from fedsim.runs.results import Run, load_run, load_runs
-from tests.runs.test_folder import Manifest
+from tests.support.folders import EXPERIMENT, make
 from tests.support.runs import tiny
-
-EXPERIMENT = {
-    "name": "a",
-    "rounds": 3,
-    "dataset": {"name": "digits"},
-    "partition": {"name": "iid", "clients": 20},
-    "model": {"name": "mlp"},
-    "strategy": {"name": "fedavg"},
-    "client": {"lr": 0.1},
-    "participation": 0.5,
-}
-
-
-def make(out: Path, seed: int = 0, status: str = "finished", recorded: bool = True) -> RunFolder:
-    folder = RunFolder.create(out, "a", seed)
-    experiment = load_experiment({**EXPERIMENT, "seed": seed})
-    folder.begin(to_yaml(experiment), {}, Manifest())
-    if recorded:
-        recorder = Recorder(folder.path / "metrics.db")
-        for round in (1, 2, 3):
-            recorder.write_round(
-                round,
-                {
-                    ("test", "generic/accuracy"): 0.1 * round,
-                    ("train", "loss"): math.nan if round == 2 else 1 / round,
-                    ("train", "seconds"): 1.5,
-                },
-                [
-                    # Twenty clients: 0.50, 0.52, ... 0.88 in the last round.
-                    (
-                        "test",
-                        "generic/accuracy",
-                        range(20),
-                        [0.02 * c + (0.5 if round == 3 else 0) for c in range(20)],
-                    ),
-                    ("train", "loss", [9, 3], [0.25, math.nan]),
-                ],
-                [(9, "nan", "dropped")] if round == 2 else [],
-            )
-        recorder.close()
-    folder.set_status(status)
-    folder.close()
-    return folder
 
 
 def test_metrics(tmp_path: Path) -> None:

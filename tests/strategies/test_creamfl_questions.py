@@ -11,8 +11,8 @@ import torch
 import fedsim
 from fedsim.components.build import build_dataset
 from fedsim.errors import InputError
-from tests.data.datasets.test_vqa import write
 from tests.support.runs import events
+from tests.support.vqa import write
 
 FILES = Path(__file__).resolve().parents[2] / "experiments/creamfl"
 COLOURS = ("red", "green", "blue")

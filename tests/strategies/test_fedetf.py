@@ -14,12 +14,12 @@ from fedsim.engine.jobs import Assignment, Block
 from fedsim.errors import InputError
 from fedsim.maths.etf import sparse_etf
 from fedsim.maths.heads import BIAS, WEIGHT
+from tests.support.played import Player
 from tests.support.runs import tiny
-from tests.test_contract import Played
 
 
-def played(**changes: Any) -> Played:
-    return Played("fedetf", **{"strategy": {"name": "fedetf"}, **changes})
+def played(**changes: Any) -> Player:
+    return Player(**{"strategy": {"name": "fedetf"}, **changes})
 
 
 def test_the_loss_of_a_step_by_hand() -> None:
@@ -38,14 +38,14 @@ def test_the_loss_of_a_step_by_hand() -> None:
     assert (counts == 0).any()  # an absent class takes no share
     weights = counts * np.exp(10.0 * v @ s.T)
     loss = -np.log(weights[np.arange(len(y)), y] / weights.sum(1)).mean()
-    update = scene.train(0, payload)
+    update = scene.update(0, payload)
     assert update.metrics["train_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_what_is_trained_and_what_is_not() -> None:
     scene = played()
     payload = scene.payload(1, 0)
-    update = scene.train(0, payload)
+    update = scene.update(0, payload)
     sent: Any = payload["model"]
     model = update.tensors["model"]
     for name in sent:
@@ -57,7 +57,7 @@ def test_what_is_trained_and_what_is_not() -> None:
 
 def test_the_generic_head_classifies_by_the_projection() -> None:
     scene = played()
-    updates = scene.round(1)
+    updates = scene.updates(1)
     state, metrics = scene.strategy.aggregate(scene.strategy.state, updates)
     total = sum(u.weight for u in updates)
     mean = {

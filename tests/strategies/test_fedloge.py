@@ -31,22 +31,22 @@ from fedsim.runs.client_states import StateStore
 from fedsim.strategy import sample_cohort
 from fedsim.training.local_sgd import Fit
 from strategies.fedloge import FedLoGe
+from tests.support.played import Player
 from tests.support.runs import DROPOUT_AND_BATCH_NORM, prepared, tiny
-from tests.test_contract import Played
 
 LOGE = {"name": "fedloge", "gamma": 1.0}
 FRESH = {"partition": {"name": "iid", "clients": 4, "test": 0.2}}
 
 
-def played(**changes: Any) -> Played:
+def played(**changes: Any) -> Player:
     strategy = {**LOGE, **changes.pop("strategy", {})}
-    return Played("fedloge", strategy=strategy, **changes)
+    return Player(strategy=strategy, **changes)
 
 
 class Batch:
     """One batch of client 0 with a fit under way, as the loss sees it."""
 
-    def __init__(self, scene: Played) -> None:
+    def __init__(self, scene: Player) -> None:
         self.scene = scene
         worker = scene.worker
         self.ctx = worker.context(Block(0, 1, "train"), 0)
@@ -143,7 +143,7 @@ def test_one_loss_is_three_optimisers_in_any_order(order: tuple[str, ...]) -> No
             sgd[part].zero_grad()
             losses[part].backward()
             sgd[part].step()
-    update = scene.train(0, own.payload)
+    update = scene.update(0, own.payload)
     for name, tensor in update.tensors["model"].items():
         torch.testing.assert_close(tensor, named[name].detach(), rtol=1e-5, atol=1e-6)
     for name, tensor in scene.states[0].items():
@@ -156,8 +156,8 @@ def test_heads_are_passengers() -> None:
     payload = two.payload(1, 0)
     other = payload["model"].merged({WEIGHT: torch.randn(10, 16), BIAS: torch.ones(10)})
     two.states[0] = {"weight": torch.zeros(10, 16), "bias": torch.ones(10)}
-    first = one.train(0, one.payload(1, 0)).tensors["model"]
-    second = two.train(0, {**payload, "model": other}).tensors["model"]
+    first = one.update(0, one.payload(1, 0)).tensors["model"]
+    second = two.update(0, {**payload, "model": other}).tensors["model"]
     for name in first:
         assert torch.equal(first[name], second[name]) == name.startswith("body."), name
 
@@ -167,7 +167,7 @@ def test_the_fixed_head_stays_what_it_is() -> None:
     numbers = {"beta": 0.6, "gamma": 1.0, "seed": 0, "paper_schedule": False}
     before = sparse_etf(10, 16, **numbers).clone()
     for round in (1, 2):
-        updates = scene.round(round)
+        updates = scene.updates(round)
         scene.strategy.state, _ = scene.strategy.aggregate(scene.strategy.state, updates)
     ctx = scene.worker.context(Block(0, 3, "train"), 0)
     assert torch.equal(fixed_head(scene.payload(3, 0), ctx), before)
@@ -194,7 +194,7 @@ def test_aggregation_weighs_by_samples() -> None:
 
 def test_what_reaches_the_server(tmp_path: Path) -> None:
     scene = played()
-    update = scene.train(0, scene.payload(1, 0))
+    update = scene.update(0, scene.payload(1, 0))
     found = dict(leaves(update.tensors))
     assert list(found) == ["model"]
     body = 64 * 16 + 16  # digits are 8 x 8
@@ -249,7 +249,7 @@ def test_personal_heads_start_apart_and_small() -> None:
 
 def test_realignment_is_a_function_of_the_state() -> None:
     scene = played(strategy={"realign_scale": 2.5, "realign_bias": "drop"})
-    scene.strategy.state, _ = scene.strategy.aggregate(scene.strategy.state, scene.round(1))
+    scene.strategy.state, _ = scene.strategy.aggregate(scene.strategy.state, scene.updates(1))
     state = scene.strategy.state
     before = state.model.flat.clone()
     models = scene.strategy.scored(state)
@@ -267,7 +267,7 @@ def test_realignment_is_a_function_of_the_state() -> None:
 @pytest.mark.parametrize("how", ["realigned", "realigned+local", "realigned+global"])
 def test_personal_logits(how: str) -> None:
     scene = played(client={"personal_logits": how})
-    scene.train(0, scene.payload(1, 0))
+    scene.update(0, scene.payload(1, 0))
     payload, phi = scene.payload(2, 0), scene.states[0]
     psi: Params = payload["model"]
     sent, kept = psi.flat.clone(), {n: t.clone() for n, t in phi.items()}
@@ -296,8 +296,8 @@ def test_rows_of_norm_one_are_the_global_head() -> None:
 
 def test_scores_of_a_client_are_those_of_its_models() -> None:
     scene = played(**FRESH)
-    scene.train(0, scene.payload(1, 0))
-    scene.strategy.state, _ = scene.strategy.aggregate(scene.strategy.state, scene.round(1))
+    scene.update(0, scene.payload(1, 0))
+    scene.strategy.state, _ = scene.strategy.aggregate(scene.strategy.state, scene.updates(1))
     payload = scene.payload(2, 0)
     data = scene.worker.data(Assignment(0, scene.manifest.client(0)))
     ctx = scene.worker.context(Block(0, 2, "evaluate"), 0)

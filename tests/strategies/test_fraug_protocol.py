@@ -16,7 +16,7 @@ from fedsim.components.build import build_dataset, build_partition
 from fedsim.config.experiment import Experiment
 from fedsim.data.dataset import Dataset
 from fedsim.data.datasets.image_folder import SETS
-from tests.data.datasets.test_digit_files import mnist, mnist_m, svhn, usps
+from tests.support.digit_files import mnist, mnist_m, svhn, usps
 from tests.support.resnets import torchvision_state
 from tests.support.runs import events
 

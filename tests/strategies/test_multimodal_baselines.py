@@ -14,7 +14,7 @@ from fedsim.client import Update
 from fedsim.errors import InputError
 from fedsim.models.image_text import in_encoder
 from fedsim.params import Params
-from tests.rounds.test_survival import StopAt
+from tests.support.interruptions import StopAt
 from tests.support.pairs import KINDS, PUBLIC, Scene, alike, batch_normed, small
 from tests.support.runs import assert_same, events, tiny
 

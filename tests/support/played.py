@@ -7,34 +7,17 @@ from typing import Any
 
 import torch
 
-import fedsim
-from fedsim.client import ClientContext, Update
-from fedsim.components import build
-from fedsim.data.views import ClientData
-from fedsim.engine.jobs import Assignment, Block, WorkerSpec
-from fedsim.engine.worker import Worker
+from fedsim.client import Update
 from fedsim.params import Params
+from fedsim.testing import Scene
 from tests.support.runs import prepared
 
 
-class Player:
-    """One worker with a client method, and what a test needs around it."""
+class Player(Scene):
+    """A tiny experiment with these changes, played by hand."""
 
     def __init__(self, **changes: Any) -> None:
-        self.experiment = prepared(**changes)
-        self.worker = Worker(WorkerSpec(self.experiment))
-        self.manifest = build.build_partition(self.experiment, self.worker.dataset)
-        self.client: Any = self.worker.client
-        self.initial: Params = self.worker.model.params()
-
-    def context(self, client: int = 0, round: int = 1) -> ClientContext:
-        return self.worker.context(Block(0, round, "train"), client)
-
-    def data(self, client: int = 0) -> ClientData:
-        return self.worker.data(Assignment(client, self.manifest.client(client)))
-
-    def rng(self, client: int = 0, round: int = 1) -> torch.Generator:
-        return fedsim.rng.torch_generator(0, "client", round, client)
+        super().__init__(prepared(**changes))
 
     def train(
         self, model: Params, state: Any = None, client: int = 0, round: int = 1

@@ -6,6 +6,8 @@ import pytest
 from fedsim.data.datasets.brown import brown
 from fedsim.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("no_files")
+
 
 def sentences(name: str, count: int) -> str:
     """A document as in the package: tagged words, sentences a line, empty lines between."""
@@ -34,13 +36,6 @@ def unpacked(folder: Path, **changes: str | bytes | None) -> str:
         if data is not None:
             (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("FEDSIM_DATA", raising=False)
 
 
 def test_passages_are_split_by_document(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from PIL import Image
 from fedsim.data.datasets.captions import captions
 from fedsim.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("no_files")
+
 Json = dict[str, Any]
 
 
@@ -72,13 +74,6 @@ def flickr(root: Path) -> str:
     for i in range(5):
         picture(root / "flickr30k-images" / f"{i}.jpg", i)
     return str(root)
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("FEDSIM_DATA", raising=False)
 
 
 @pytest.mark.parametrize(("year", "below"), [(2017, ""), (2014, "images")])

@@ -13,17 +13,12 @@ from fedsim.data.datasets import cifar as module
 from fedsim.data.datasets.cifar import COARSE, SETS, cifar
 from fedsim.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("no_files")
+
 PARTS = {
     "cifar10": ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"],
     "cifar100": ["train"],
 }
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("FEDSIM_DATA", raising=False)
 
 
 def planes(*colours: tuple[int, int, int]) -> np.ndarray:

@@ -11,6 +11,8 @@ from fedsim.data.datasets import coco_detection as module
 from fedsim.data.datasets.coco_detection import coco_detection
 from fedsim.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("no_files")
+
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]  # classes: dog, cat
 
 
@@ -57,13 +59,6 @@ def write(root: Path, train: Any = TRAIN, test: Any = TEST) -> Path:
                 root / f"{part}2017" / image["file_name"], format="PNG"
             )
     return root
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("FEDSIM_DATA", raising=False)
 
 
 def test_images_and_boxes_are_letterboxed(tmp_path: Path) -> None:

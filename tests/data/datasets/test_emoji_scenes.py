@@ -16,9 +16,8 @@ WEATHERS = ("clear", "fog", "rain", "night", "overcast", "snow")
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def surroundings(no_files: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("skimage")
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
     use_stand_in(monkeypatch)
 
 

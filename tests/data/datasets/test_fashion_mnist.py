@@ -8,6 +8,8 @@ import pytest
 from fedsim.data.datasets.fashion_mnist import fashion_mnist
 from fedsim.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("no_files")
+
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -34,13 +36,6 @@ def write(folder: Path, *, suffix: str = ".gz", **changes: bytes) -> Path:
     for name, data in files.items():
         (folder / f"{name}{suffix}").write_bytes(gzip.compress(data) if suffix else data)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("FEDSIM_DATA", raising=False)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ""])

@@ -11,12 +11,7 @@ from fedsim.data.dataset import Split
 from fedsim.data.datasets.image_folder import SETS, image_folder
 from fedsim.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("no_files")
 
 
 @pytest.fixture

@@ -8,12 +8,7 @@ import pytest
 from fedsim.data.datasets.leaf import SETS, leaf
 from fedsim.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("no_files")
 
 
 def image(ink: float) -> list[float]:

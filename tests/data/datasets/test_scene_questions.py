@@ -1,5 +1,4 @@
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ KINDS = ("count", "presence", "left", "largest", "colour")
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def surroundings(no_files: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("skimage")
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
     use_stand_in(monkeypatch)
 
 

@@ -13,6 +13,8 @@ from fedsim.data.datasets import spamassassin as module
 from fedsim.data.datasets.spamassassin import FOLDERS, mail_text, spamassassin
 from fedsim.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("no_files")
+
 PER_FOLDER = 5
 
 
@@ -45,13 +47,6 @@ def unpacked(folder: Path, files: dict[str, bytes]) -> str:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("FEDSIM_DATA", raising=False)
 
 
 def test_five_folders_are_owners_with_a_class_each(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import pytest
 from fedsim.data.datasets.text_csv import text_csv
 from fedsim.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("no_files")
+
 # The format of ag_news_csv: no header, everything quoted, quotes doubled, \ for a line break.
 AG_TRAIN = """"3","Wall St. Bears","Short-sellers, Wall Street's dwindling\\band, are ""green""."
 "1","Talks resume","Both sides met."
@@ -27,13 +29,6 @@ def write(folder: Path, **files: str | bytes) -> str:
         path = folder / f"{name}.csv"
         path.write_bytes(data.encode() if isinstance(data, str) else data)
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("FEDSIM_DATA", raising=False)
 
 
 def test_ag_news(tmp_path: Path) -> None:
