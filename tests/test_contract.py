@@ -76,7 +76,8 @@ def method(request: pytest.FixtureRequest) -> Iterator[Method]:
 
 def test_strategies_are_found_and_every_client_comes_with_one() -> None:
     assert "fedavg" in STRATEGIES
-    assert {default_client(name) for name in STRATEGIES} == set(lookup.names("clients"))
+    methods = {lookup.resolve("clients", default_client(name)) for name in STRATEGIES}
+    assert methods == {lookup.resolve("clients", name) for name in lookup.names("clients")}
 
 
 @pytest.mark.parametrize("check", STRATEGY_CHECKS, ids=lambda check: check.__name__)
