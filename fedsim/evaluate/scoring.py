@@ -1,4 +1,4 @@
-"""Scoring a model on a view of the data."""
+"""Score a model on a view of the data with the scorer that it carries."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def scorer_of(module: nn.Module) -> Scorer:
-    """Return how a model is scored: as its attribute `scorer` says, else as a classifier."""
+    """Return the scorer of a model: its attribute `scorer`, else that of classifiers."""
     from fedsim.evaluate.classification import CLASSIFICATION
 
-    found: Scorer = getattr(module, "scorer", CLASSIFICATION)
-    return found
+    scorer: Scorer = getattr(module, "scorer", CLASSIFICATION)
+    return scorer
 
 
 def score(module: nn.Module, view: View, batch_size: int = 512) -> dict[str, float]:

@@ -39,8 +39,8 @@ def sweep(
     check(jobs is None or jobs >= 1, "jobs must be >= 1", jobs)
     plan = make_plan(source, set, seeds, out)
     work = pending(plan, force)
-    wanted = any(cell.experiment.engine.gpus > 0 for cell, _ in work)
-    gpus = visible_gpus() if wanted else []
+    uses_gpus = any(cell.experiment.engine.gpus > 0 for cell, _ in work)
+    gpus = visible_gpus() if uses_gpus else []
     count = default_jobs(work, num_cores(), len(gpus)) if jobs is None else jobs
     listen: Listener = lambda kind, cell, value: None  # noqa: E731
     if view is not None:
@@ -77,10 +77,10 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
             }
         )
     rows = []
-    for name, found in values.items():
-        row: dict[str, Any] = {"run": name, "seeds": len(found)}
+    for name, seeds in values.items():
+        row: dict[str, Any] = {"run": name, "seeds": len(seeds)}
         for key in columns:
-            numbers = np.array([f[key] for f in found])
+            numbers = np.array([f[key] for f in seeds])
             row[key] = float(numbers.mean())
             row[f"{key}_std"] = float(numbers.std(ddof=1)) if len(numbers) > 1 else float("nan")
         rows.append(row)
