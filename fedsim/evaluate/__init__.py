@@ -1,4 +1,4 @@
-"""Scoring models: what they are for says how (`fedsim.evaluate.scorer`)."""
+"""Scorers and metrics (`fedsim.evaluate.scorer`, `fedsim.evaluate.metric_names`)."""
 
 from fedsim.evaluate.classification import (
     CLASSIFICATION,

@@ -1,4 +1,4 @@
-"""Scoring classifiers: accuracy and loss, by class, by groups of classes."""
+"""The scorer of classifiers: accuracy, loss and metrics of the confusion matrix."""
 
 from __future__ import annotations
 

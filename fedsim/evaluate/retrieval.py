@@ -74,14 +74,15 @@ class Embedded:
         if len(self.group) == 0:
             raise ValueError("a model cannot be scored on no samples")
         images, texts = first_rows(self.group, self.image), first_rows(self.group, self.text)
-        found = self._recalls(images, texts)
-        folds = [some for some in self._folds(images, texts) if len(some[0])]
+        recalls = self._recalls(images, texts)
+        folds = [fold for fold in self._folds(images, texts) if len(fold[0])]
         if len(folds) > 1:
-            each = [self._recalls(*some) for some in folds]
-            for name in list(found):
-                found[f"{name}/folds"] = sum(recalls[name] for recalls in each) / len(each)
-        found["recall_sum"] = sum(v for name, v in found.items() if name.startswith("recall@1/"))
-        return found
+            each = [self._recalls(*fold) for fold in folds]
+            for name in list(recalls):
+                recalls[f"{name}/folds"] = sum(r[name] for r in each) / len(each)
+        first = [value for name, value in recalls.items() if name.startswith("recall@1/")]
+        recalls["recall_sum"] = sum(first)
+        return recalls
 
     def _recalls(self, images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
         """Return the recalls of the images and texts at these rows."""
@@ -102,8 +103,8 @@ class Embedded:
         """Return the rows of images and texts of each whole fold, in the order of the samples."""
         cut = []
         for start in range(0, len(images) - self.fold + 1, self.fold):
-            some = images[start : start + self.fold]
-            cut.append((some, texts[np.isin(self.group[texts], self.group[some])]))
+            fold_images = images[start : start + self.fold]
+            cut.append((fold_images, texts[np.isin(self.group[texts], self.group[fold_images])]))
         return cut
 
     def balanced(self) -> float | None:
@@ -181,11 +182,11 @@ def embedded(module: Any, view: View, modality: str, batch_size: int = 512) -> T
 
 def _numbers(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return a number int64 for each of the rows (n,), equal exactly where their bytes are."""
-    found = np.empty(len(rows), np.int64)
+    numbers = np.empty(len(rows), np.int64)
     for i, row in enumerate(rows.tolist()):
         digest = hashlib.blake2b(np.ascontiguousarray(array[row]).data, digest_size=8).digest()
-        found[i] = int.from_bytes(digest, "little", signed=True)
-    return found
+        numbers[i] = int.from_bytes(digest, "little", signed=True)
+    return numbers
 
 
 def first_rows(group: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -204,11 +205,13 @@ SHOWN = 5
 GREEN, RED = "#2a9d5c", "#c8553d"
 
 
-def nearest(found: Embedded, query: int, way: str) -> np.ndarray:
+def nearest(embedded: Embedded, query: int, way: str) -> np.ndarray:
     """Return the rows of the items nearest to a query's row, the nearest first, int64 (<= 5,)."""
-    item = found.image if way == "t2i" else found.text
-    rows = first_rows(found.group, item)
-    queries, items = (found.texts, found.images) if way == "t2i" else (found.images, found.texts)
+    item = embedded.image if way == "t2i" else embedded.text
+    rows = first_rows(embedded.group, item)
+    queries, items = embedded.images, embedded.texts
+    if way == "t2i":
+        queries, items = items, queries
     similar = items[torch.from_numpy(rows)] @ queries[query]
     order = torch.argsort(similar, descending=True, stable=True)[:SHOWN]
     return rows[order.numpy()]
@@ -220,7 +223,7 @@ def retrieval_figure(scorer: Retrieval, module: Any, dataset: Dataset) -> Figure
 
     split = dataset.test
     view = View(split, np.arange(len(split)), dataset.card)
-    found = scorer.tally(module, view, dataset.num_classes)
+    samples = scorer.tally(module, view, dataset.num_classes)
     chosen = np.linspace(0, len(split) - 1, min(QUERIES, len(split)) + 2).astype(int)[1:-1]
     figure = Figure(figsize=(11, 4.2 * len(chosen)), layout="constrained")
     grid = figure.subplots(2 * len(chosen), SHOWN + 1, squeeze=False)
@@ -231,8 +234,8 @@ def retrieval_figure(scorer: Retrieval, module: Any, dataset: Dataset) -> Figure
         grid, [(w, int(q)) for w in ("t2i", "i2t") for q in chosen], strict=True
     ):
         _draw(cells[0], split, dataset, query, way == "i2t", "#444444")
-        for cell, row in zip(cells[1:], nearest(found, query, way), strict=False):
-            right = found.group[row] == found.group[query]
+        for cell, row in zip(cells[1:], nearest(samples, query, way), strict=False):
+            right = samples.group[row] == samples.group[query]
             _draw(cell, split, dataset, int(row), way == "t2i", GREEN if right else RED)
     grid[0][0].set_title("query")
     grid[0][1].set_title("nearest")

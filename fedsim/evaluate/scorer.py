@@ -1,4 +1,4 @@
-"""How a model is scored: by what it is for, which the model says itself.
+"""The base class of scorers, which turn a model and samples into metrics.
 
 A model carries a `scorer`; one without is a classifier. Workers make a `Tally` of some samples
 each, the tallies are added, and the sum has the metrics.
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Tally(Protocol):
-    """What was found on some samples; picklable, and added up in the order of the samples."""
+    """Sums over scored samples; picklable, and added up in the order of the samples."""
 
     @property
     def moments(self) -> Moments | None:
@@ -92,10 +92,10 @@ class Scorer:
         *,
         features: bool = False,
     ) -> Tally:
-        """Return what is found on a view, which may be empty.
+        """Score the samples of a view, which may be empty.
 
         The module is scored in evaluation mode and left in the mode it was in. With `features`
-        also the moments of what the module's `head` is given, where that makes sense.
+        also the moments of the inputs of the module's `head`, where that makes sense.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define tally")
 

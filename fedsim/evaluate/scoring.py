@@ -1,4 +1,4 @@
-"""Scoring a model on a view of the data."""
+"""Score a model on a view of the data with the scorer that it carries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def scorer_of(module: nn.Module) -> Scorer:
-    """Return how a model is scored: as its attribute `scorer` says, else as a classifier."""
+    """Return the scorer of a model: its attribute `scorer`, else that of classifiers."""
     from fedsim.evaluate.classification import CLASSIFICATION
 
     scorer: Scorer = protocol.scorer(module, CLASSIFICATION)

@@ -78,18 +78,18 @@ def compare(
     `reference` is a group's name, by default the first of FedAvg or else the first. `choice` says
     which round counts: ``last``, ``mean-of-last-K`` evaluations, or ``best-on-validation``: the
     first one with the best value on validation samples (``evaluation.on: both``). With `target` the
-    table of the first metric also says when it was reached. Of losses, errors, seconds and bytes
-    low values are the good ones, of all else high ones.
+    table of the first metric also says when it was reached. Whether high or low values are the good
+    ones is what the model's scorer declares, or the name of a metric tells (`Metric.unit`).
 
     Raises:
         InputError: no runs, an unknown metric, reference or choice, or runs of different data
             without `different_data`.
     """
-    found, left_out = _open(runs)
-    if not found:
+    finished, left_out = _open(runs)
+    if not finished:
         raise InputError("no finished runs to compare" + "".join(f"\n  {x}" for x in left_out))
     last_count(choice)
-    groups = gather(found)
+    groups = gather(finished)
     if not different_data:
         check_same_data(groups)
     metrics = _metrics(groups, metric)
@@ -140,32 +140,33 @@ def _mean(frame: pd.DataFrame) -> float:
     return float(frame["value"].to_numpy().mean()) if len(frame) else math.nan
 
 
-def _open(given: str | Path | Iterable[Run | str | Path]) -> tuple[list[Run], list[str]]:
+def _open(source: str | Path | Iterable[Run | str | Path]) -> tuple[list[Run], list[str]]:
     """Return the finished runs, and a sentence for each that was left out."""
-    items = [given] if isinstance(given, str | Path) else list(given)
+    items = [source] if isinstance(source, str | Path) else list(source)
     paths = [item for item in items if not isinstance(item, Run)]
     runs = [item for item in items if isinstance(item, Run)]
-    told: list[str] = []
+    left_out: list[str] = []
     if paths:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             runs += load_runs(paths)
-        told = [str(w.message) for w in caught if str(w.message).startswith("left out")]
+        left_out = [str(w.message) for w in caught if str(w.message).startswith("left out")]
     finished = []
     for run in runs:
         if run.status != "finished":
-            told.append(f"left out: run {run.path} is {run.status} after round {run.rounds_done}")
+            text = f"run {run.path} is {run.status} after round {run.rounds_done}"
+            left_out.append(f"left out: {text}")
             continue
         try:
             _ = run.check(), run.partition_digest
         except InputError as error:
-            told.append(f"left out: {error}")
+            left_out.append(f"left out: {error}")
             continue
         finished.append(run)
-    return finished, told
+    return finished, left_out
 
 
-def _metrics(groups: list[Group], wanted: str | Sequence[str] | None) -> list[str]:
+def _metrics(groups: list[Group], requested: str | Sequence[str] | None) -> list[str]:
     """Return the metrics, without ``test/``."""
     known = dict.fromkeys(
         str(Metric.parse(name)) for g in groups for r in g.runs[:1] for name in r.names()
@@ -175,16 +176,16 @@ def _metrics(groups: list[Group], wanted: str | Sequence[str] | None) -> list[st
     deployed = f"clients/deployed/{headline}"
     if own[0] in known or own[1] in known:
         known[deployed] = None
-    if wanted is None:
+    if requested is None:
         generic = f"generic/{headline}"
         names = [generic, *(f"{generic}_{shots}" for shots in SHOTS), *own]
         names += [deployed] if all(c in known for c in own) else []
         further = groups[0].runs[0].config.evaluation.metrics
         names += [name.removesuffix(headline) + m for m in further for name in [generic, *own]]
-        found = [name for name in names if name in known]
-        found = found or [f"validation/{n}" for n in names if f"validation/{n}" in known]
-        return found or [name for name in known if name.startswith("train/train_loss")]
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
+        recorded = [name for name in names if name in known]
+        recorded = recorded or [f"validation/{n}" for n in names if f"validation/{n}" in known]
+        return recorded or [name for name in known if name.startswith("train/train_loss")]
+    names = [requested] if isinstance(requested, str) else list(requested)
     for i, name in enumerate(names):
         names[i] = str(Metric.parse(name))
         if names[i] not in known:
@@ -212,12 +213,12 @@ def _reference(groups: list[Group], wanted: str | None) -> Group:
 
 def _row(group: Group, numbers: dict[str, dict[int, float]], base: str) -> dict[str, Any]:
     own, other = numbers[group.label], numbers[base]
-    found = [v for v in own.values() if not math.isnan(v)]
-    over = mean_interval(found)
+    values = [v for v in own.values() if not math.isnan(v)]
+    over = mean_interval(values)
     row: dict[str, Any] = {
         "run": group.label,
         "strategy": group.strategy,
-        "seeds": len(found),
+        "seeds": len(values),
         "mean": over.mean,
         "low": over.low,
         "high": over.high,
@@ -251,17 +252,17 @@ def _fairness(group: Group, name: str, rounds: dict[int, list[int]]) -> dict[str
 
 def _costs(group: Group, name: str, target: float) -> dict[str, float]:
     """Return what it took until an evaluation first reached the target; means over seeds."""
-    found: dict[str, list[float]] = {"rounds": [], "bytes": [], "seconds": [], VIRTUAL: []}
+    costs: dict[str, list[float]] = {"rounds": [], "bytes": [], "seconds": [], VIRTUAL: []}
     for run in group.runs:
         at = reached(run, name, target)
         if at is not None:
-            found["rounds"].append(at)
-            found["bytes"].append(cumulated(run, ("bytes_up", "bytes_down"), at))
-            found["seconds"].append(cumulated(run, ("seconds",), at))
+            costs["rounds"].append(at)
+            costs["bytes"].append(cumulated(run, ("bytes_up", "bytes_down"), at))
+            costs["seconds"].append(cumulated(run, ("seconds",), at))
             virtual = cumulated(run, (VIRTUAL,), at) if has_virtual(run) else math.nan
-            found[VIRTUAL].append(virtual)
-    means = {f"{k}_to_target": float(np.mean(v)) if v else math.nan for k, v in found.items()}
-    return {"reached": len(found["rounds"]), **means}
+            costs[VIRTUAL].append(virtual)
+    means = {f"{k}_to_target": float(np.mean(v)) if v else math.nan for k, v in costs.items()}
+    return {"reached": len(costs["rounds"]), **means}
 
 
 def _remarks(
@@ -271,20 +272,20 @@ def _remarks(
 
     `counts` are the evaluations that the value of a group is of, in the run that has the fewest.
     """
-    told = []
-    wanted = last_count(choice)
+    remarks = []
+    expected = last_count(choice)
     for label, count in counts.items():
-        if 0 < count < wanted:
-            told.append(f"{label} has {count} evaluations only: {choice} is the mean of these")
+        if 0 < count < expected:
+            remarks.append(f"{label} has {count} evaluations only: {choice} is the mean of these")
     every = sorted({run.config.evaluation.every for group in groups for run in group.runs})
     if len(every) > 1 and (target is not None or choice != "last"):
         what = [f"{choice} is of other rounds in each"] * (choice != "last")
         what += ["what a target took is only as exact as that"] * (target is not None)
-        told.append(f"evaluated every {', '.join(map(str, every))} rounds: {' and '.join(what)}")
+        remarks.append(f"evaluated every {', '.join(map(str, every))} rounds: {' and '.join(what)}")
     if target is not None:
-        told += [
+        remarks += [
             f"{g.label} has runs without virtual seconds, of an earlier version"
             for g in groups
             if not all(map(has_virtual, g.runs))
         ]
-    return told
+    return remarks

@@ -25,10 +25,10 @@ def domain_matrix(runs: Run | Sequence[Run], model: str = "deployed") -> pd.Data
     Raises:
         InputError: no runs, or one that has not recorded this.
     """
-    given = [runs] if isinstance(runs, Run) else list(runs)
-    if not given:
+    several = [runs] if isinstance(runs, Run) else list(runs)
+    if not several:
         raise InputError("a matrix of domains needs at least one run")
-    tables = [_of_run(run, model) for run in given]
+    tables = [_of_run(run, model) for run in several]
     mean: pd.DataFrame = sum(tables[1:], tables[0]) / len(tables)
     return mean
 

@@ -66,7 +66,7 @@ def chosen(run: Run, name: str, choice: str) -> pd.DataFrame:
     """Return round and value of the evaluations that `choice` names; none if none was recorded.
 
     Raises:
-        InputError: the best one on validation samples is wanted, of a run that has not both.
+        InputError: `choice` is the best one on validation samples, and the run has not both.
     """
     frame, count = curve(run, name), last_count(choice)
     if count or frame.empty:

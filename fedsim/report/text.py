@@ -86,15 +86,16 @@ def comparison_text(comparison: Tables) -> str:
 
 def notes(comparison: Tables) -> list[str]:
     """Return a sentence for each thing a reader must know."""
-    found = [
+    sentences = [
         f"{label} has no run of seed {', '.join(map(str, seeds))}; differences use the common seeds"
         for label, seeds in comparison.missing.items()
     ]
     if len(lengths := {g.runs[0].config.rounds for g in comparison.groups}) > 1:
-        found.append(f"runs of different lengths: {', '.join(map(str, sorted(lengths)))} rounds")
+        rounds = ", ".join(map(str, sorted(lengths)))
+        sentences.append(f"runs of different lengths: {rounds} rounds")
     if max(len(g.runs) for g in comparison.groups) < 2:
-        found.append("one seed: no interval and no test; run more seeds")
-    return found + comparison.remarks + comparison.left_out
+        sentences.append("one seed: no interval and no test; run more seeds")
+    return sentences + comparison.remarks + comparison.left_out
 
 
 def aligned(table: list[list[Any]]) -> list[str]:

@@ -44,14 +44,14 @@ def train_rows(log: RoundLog) -> list[ClientRows]:
     """Return what the clients of a round reported of their training, and what they transferred."""
     good = [r for r in log.reports if r.failure is None]
     clients = [r.client for r in good]
-    own: dict[str, list[float]] = {
+    transfer: dict[str, list[float]] = {
         "weight": [r.weight for r in good],
         "seconds": [r.seconds for r in good],
         "bytes_down": [log.bytes_down.get(client, 0) for client in clients],
         "bytes_up": [r.bytes_up for r in good],
     }
-    told = [column for column in columns("train", good) if column[1] not in own]
-    return told + [("train", name, clients, values) for name, values in own.items()]
+    reported = [column for column in columns("train", good) if column[1] not in transfer]
+    return reported + [("train", name, clients, values) for name, values in transfer.items()]
 
 
 def columns(split: Split, reports: list[Report]) -> list[ClientRows]:

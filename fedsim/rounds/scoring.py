@@ -95,10 +95,10 @@ class Scoring:
 
 def evaluation_clients(experiment: Experiment) -> list[int]:
     """Return the clients evaluated on their own data: the same ones in every evaluation."""
-    population, wanted = experiment.partition.clients, experiment.evaluation.clients
-    if wanted == "all":
+    population, count = experiment.partition.clients, experiment.evaluation.clients
+    if count == "all":
         return list(range(population))
-    return sample_cohort(rng.derive(experiment.seed, "evaluation"), 0, population, wanted)
+    return sample_cohort(rng.derive(experiment.seed, "evaluation"), 0, population, count)
 
 
 def class_sizes(parts: Parts) -> np.ndarray:
