@@ -30,9 +30,9 @@ from fedsim.client import ClientContext, Update
 from fedsim.components import build
 from fedsim.components.registered import reference_of
 from fedsim.config.experiment import Experiment
-from fedsim.data.partition import Assignment as Division
+from fedsim.data.partition import Assignment
 from fedsim.data.views import ClientData, View
-from fedsim.engine.jobs import Assignment, Block, WorkerSpec
+from fedsim.engine.jobs import Block, ClientJob, WorkerSpec
 from fedsim.engine.worker import Worker
 from fedsim.errors import RunFailed
 from fedsim.evaluate.scoring import score
@@ -162,7 +162,7 @@ class Scene:
         return self.worker.context(Block(0, round, "train"), client)
 
     def data(self, client: int = 0) -> ClientData:
-        return self.worker.data(Assignment(client, self.manifest.client(client)))
+        return self.worker.data(ClientJob(client, self.manifest.client(client)))
 
     def rng(self, client: int = 0, round: int = 1) -> torch.Generator:
         return rng.torch_generator(self.experiment.seed, "client", round, client)
@@ -441,9 +441,9 @@ STRATEGY_CHECKS: tuple[Callable[[Method], None], ...] = (
 """The checks of `check_strategy`, cheap ones first."""
 
 
-def one_sample_each(samples: Any, clients: int, rng: Any) -> Division:
+def one_sample_each(samples: Any, clients: int, rng: Any) -> Assignment:
     """Give client k sample k."""
-    return Division(np.arange(clients, dtype=np.int32), np.arange(clients + 1, dtype=np.int64))
+    return Assignment(np.arange(clients, dtype=np.int32), np.arange(clients + 1, dtype=np.int64))
 
 
 def numbers(update: Update) -> list[Tensor]:

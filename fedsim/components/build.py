@@ -184,7 +184,7 @@ def trained_model(folder: str | Path, frozen: trained.Digest = lambda: None) -> 
 
 
 def build_client(experiment: Experiment) -> Any:
-    """Make the client method, or a foreign Flower `ClientApp`."""
+    """Make the client method, or a Flower `ClientApp`."""
     cls, config = _build(experiment, "clients")
     return configure.instantiate(cls, config, "client")
 

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 
 from fedsim.data.views import ClientData
 from fedsim.engine.isolation import guarded
-from fedsim.engine.jobs import Assignment, Block, BlockResult, Report
+from fedsim.engine.jobs import Block, BlockResult, ClientJob, Report
 from fedsim.engine.resources import Resources
 from fedsim.engine.screening import screen_reply
 from fedsim.flower.private import RUN_ID, identify_server, set_message_id
@@ -79,7 +79,7 @@ class AppRunner:
                     screen_reply(report, self._worker.initial)
         return BlockResult(block.index, reports)
 
-    def _call(self, block: Block, job: Assignment, payload: Tree) -> Report:
+    def _call(self, block: Block, job: ClientJob, payload: Tree) -> Report:
         client, experiment = job.client, self._experiment
         identify_server()
         content: RecordDict = copy_records(payload["content"])

@@ -29,7 +29,7 @@ class WorkerSpec:
 
 
 @dataclass
-class Assignment:
+class ClientJob:
     """The work of one client in a block."""
 
     client: int
@@ -46,7 +46,7 @@ class Block:
     index: int
     round: int
     kind: Kind
-    clients: list[Assignment] = field(default_factory=list)
+    clients: list[ClientJob] = field(default_factory=list)
     reduce: bool = False  # return the weighted mean of the updates instead of each update
     shard: tuple[int, int] = (0, 0)  # kind "score": rows of the global test set
     rows: np.ndarray | None = None  # kind "score": these rows of the training split instead
@@ -78,7 +78,7 @@ def _block(own: tuple[Any, ...], lengths: np.ndarray, joined: np.ndarray, rest: 
         pieces = joined[start:validation], joined[validation:test], joined[test:stop]
         start = stop
         clients.append(
-            Assignment(client, ClientIndices(*pieces, *traits), state, extra, message_type)
+            ClientJob(client, ClientIndices(*pieces, *traits), state, extra, message_type)
         )
     return Block(index, round, kind, clients, reduce, shard, held_out, cost)
 

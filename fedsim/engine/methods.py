@@ -14,7 +14,7 @@ from fedsim.client import Audited, AuditedUpdate, Task, Update
 from fedsim.components.build import group_size
 from fedsim.data.views import ClientData
 from fedsim.engine.isolation import ClientTimeout, guarded, time_limit
-from fedsim.engine.jobs import Assignment, Block, BlockResult, Report, numbers
+from fedsim.engine.jobs import Block, BlockResult, ClientJob, Report, numbers
 from fedsim.engine.resources import Resources
 from fedsim.engine.screening import UpdateScreen
 from fedsim.evaluate.metric_names import Metric, on_validation
@@ -42,7 +42,7 @@ class MethodRunner:
         ]
         return BlockResult(block.index, reports)
 
-    def _guarded(self, block: Block, job: Assignment, work: Any) -> Report:
+    def _guarded(self, block: Block, job: ClientJob, work: Any) -> Report:
         return guarded(job.client, block.round, self._experiment.engine.timeout, work)
 
     def _train(self, block: Block, payload: Tree) -> BlockResult:
@@ -68,7 +68,7 @@ class MethodRunner:
                 result.reports.append(report)
         return result
 
-    def _task(self, block: Block, job: Assignment, payload: Tree) -> Task:
+    def _task(self, block: Block, job: ClientJob, payload: Tree) -> Task:
         ctx = self._worker.context(block, job.client)
         state = None
         if self._client.stateful:
@@ -80,7 +80,7 @@ class MethodRunner:
         generator = rng.torch_generator(ctx.seed, "client", block.round, job.client)
         return Task(_sent(job, payload), state, self._worker.data(job), generator, ctx)
 
-    def _train_one(self, block: Block, job: Assignment, payload: Tree) -> Report:
+    def _train_one(self, block: Block, job: ClientJob, payload: Tree) -> Report:
         self._worker.restore_model()
         task = self._task(block, job, payload)
         self._worker.seed_globals(block, job.client)
@@ -95,7 +95,7 @@ class MethodRunner:
         return report
 
     def _train_group(
-        self, block: Block, group: list[Assignment], payload: Tree, result: BlockResult
+        self, block: Block, group: list[ClientJob], payload: Tree, result: BlockResult
     ) -> bool:
         """Train a group together and add it to the result.
 
@@ -132,12 +132,12 @@ class MethodRunner:
         ]
         return True
 
-    def _encoded(self, job: Assignment, state: Any) -> bytes | None:
+    def _encoded(self, job: ClientJob, state: Any) -> bytes | None:
         if not self._client.stateful:
             return None
         return to_bytes(state, f"state of client {job.client}")
 
-    def _report(self, job: Assignment, state: Any, update: Update) -> Report:
+    def _report(self, job: ClientJob, state: Any, update: Update) -> Report:
         if not isinstance(update, Update):
             raise TypeError(f"train must return (state, Update), got {type(update).__name__}")
         return Report(
@@ -149,7 +149,7 @@ class MethodRunner:
             state=self._encoded(job, state),
         )
 
-    def _evaluate(self, block: Block, job: Assignment, payload: Tree) -> Report:
+    def _evaluate(self, block: Block, job: ClientJob, payload: Tree) -> Report:
         self._worker.restore_model()
         task = self._task(block, job, payload)
         self._worker.seed_globals(block, job.client)
@@ -170,7 +170,7 @@ class MethodRunner:
     def _scores(self, task: Task, data: ClientData) -> dict[str, float]:
         return numbers(self._client.evaluate(task.payload, task.state, data, task.ctx))
 
-    def _tested_on(self, job: Assignment, rows: np.ndarray, on_test_split: bool) -> ClientData:
+    def _tested_on(self, job: ClientJob, rows: np.ndarray, on_test_split: bool) -> ClientData:
         """Return the client's data with other samples to be tested on."""
         indices = job.indices._replace(test=rows, on_test_split=on_test_split)
         return self._worker.data(replace(job, indices=indices))
@@ -183,6 +183,6 @@ class MethodRunner:
         return {name: np.flatnonzero(column == d) for d, name in enumerate(dataset.card.domains)}
 
 
-def _sent(job: Assignment, payload: Tree) -> Tree:
+def _sent(job: ClientJob, payload: Tree) -> Tree:
     """Return all that a client is sent."""
     return payload if job.own is None else {**payload, **job.own}

@@ -13,7 +13,7 @@ from fedsim.components.build import build_augment, build_client, build_dataset, 
 from fedsim.data.views import ClientData, View
 from fedsim.engine.frozen_features import make_stem
 from fedsim.engine.isolation import capture_module_state
-from fedsim.engine.jobs import Assignment, Block, WorkerSpec
+from fedsim.engine.jobs import Block, ClientJob, WorkerSpec
 from fedsim.params import FlatModel
 
 
@@ -34,7 +34,7 @@ class Resources:
         self._test_features = make_stem(self.model, self.dataset.test, card)
         self._public_rows = spec.public
 
-    def data(self, job: Assignment) -> ClientData:
+    def data(self, job: ClientJob) -> ClientData:
         """Return the client's own views of the data set.
 
         Where models are evaluated on validation samples, these take the place of the test samples,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedsim.data.partition import Manifest
-from fedsim.engine.jobs import Assignment, Block, BlockResult, Executor, Kind, RoundLog
+from fedsim.engine.jobs import Block, BlockResult, ClientJob, Executor, Kind, RoundLog
 from fedsim.engine.screening import RoundScreen
 from fedsim.evaluate.scorer import Tally
 from fedsim.params import Params, trees
@@ -169,7 +169,7 @@ class Scheduler:
             own = dispatch.own.get(client)
             state = self._states.get_bytes(client)
             message_type = dispatch.message_types.get(client, "")
-            jobs.append(Assignment(client, indices, state, own, message_type))
+            jobs.append(ClientJob(client, indices, state, own, message_type))
             work.append(len(indices.train) if training else len(indices.test))
             extra = 0 if own is None else trees.num_bytes(own)
             log.bytes_down[client] = dispatch.num_bytes + extra

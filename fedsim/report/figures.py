@@ -21,7 +21,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def check_target(path: Path) -> None:
-    """Raise `InputError` if a picture can not be written to `path` at all."""
+    """Raise `InputError` if a picture cannot be written to `path` at all."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"a picture's name must end in {', '.join(FORMATS)}, got {str(path)!r}")
     if not path.parent.is_dir():
@@ -32,7 +32,7 @@ def write_figure(figure: Figure, path: Path) -> None:
     """Write a picture, whole or not at all; its format follows from the name.
 
     Raises:
-        InputError: an unknown format, or a file that can not be written.
+        InputError: an unknown format, or a file that cannot be written.
     """
     check_target(path)
     # Without a date the same picture is the same file.

@@ -65,7 +65,7 @@ def write_page(comparison: Tables, path: Path) -> None:
 
 
 def check_page(path: Path) -> None:
-    """Raise `InputError` if a page can not be written to `path` at all."""
+    """Raise `InputError` if a page cannot be written to `path` at all."""
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"a report's name must end in .html, got {str(path)!r}")
     if not path.parent.is_dir():

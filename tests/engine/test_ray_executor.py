@@ -203,7 +203,7 @@ def test_longest_block_is_handed_out_first_and_order_does_not_show(ray8: Any) ->
     experiment = prepared(
         model={"name": "mlp", "hidden": [256]}, engine={"name": "ray", "workers": 1}
     )
-    from fedsim.engine.jobs import Assignment, Block
+    from fedsim.engine.jobs import Block, ClientJob
 
     dataset = build_dataset(experiment)
     manifest = build_partition(experiment, dataset)
@@ -213,7 +213,7 @@ def test_longest_block_is_handed_out_first_and_order_does_not_show(ray8: Any) ->
 
         model = Worker(WorkerSpec(experiment)).model.params()
         blocks = [
-            Block(i, 1, "train", [Assignment(i, manifest.client(i))], cost=float(cost))
+            Block(i, 1, "train", [ClientJob(i, manifest.client(i))], cost=float(cost))
             for i, cost in enumerate([1, 3, 2, 3])
         ]
         results = list(workers.run(blocks, {"model": model, "config": {}}))

@@ -12,7 +12,7 @@ import fedsim
 from fedsim import rng
 from fedsim.components import build
 from fedsim.config.yaml import dump_yaml
-from fedsim.engine.jobs import Assignment, Block, WorkerSpec
+from fedsim.engine.jobs import Block, ClientJob, WorkerSpec
 from fedsim.engine.worker import Worker
 from fedsim.errors import RunFailed
 from fedsim.training.local_sgd import LocalSGD
@@ -58,7 +58,7 @@ def others_mean(round_one_clients: list[int]) -> dict[str, torch.Tensor]:
         _, update = method.train(
             {"model": start},
             None,
-            worker.data(Assignment(client, indices)),
+            worker.data(ClientJob(client, indices)),
             rng.torch_generator(0, "client", 1, client),
             worker.context(Block(0, 1, "train"), client),
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.engine.jobs import Assignment, Block
+from fedsim.engine.jobs import Block, ClientJob
 from fedsim.errors import InputError
 from fedsim.maths.etf import sparse_etf
 from fedsim.maths.heads import BIAS, WEIGHT
@@ -25,7 +25,7 @@ def played(**changes: Any) -> Player:
 def test_the_loss_of_a_step_by_hand() -> None:
     scene = played(partition={"alpha": 0.1}, client={"steps": 1, "batch_size": 10_000})
     payload = scene.payload(1, 0)
-    view = scene.worker.data(Assignment(0, scene.manifest.client(0))).train
+    view = scene.worker.data(ClientJob(0, scene.manifest.client(0))).train
     module: Any = scene.worker.model.module
     scene.worker.model.load(payload["model"])
     z = module.body(view.inputs()).detach().double().numpy()
@@ -89,7 +89,7 @@ def test_tuning_moves_the_head_alone() -> None:
     scene = played(partition={"name": "iid", "clients": 2, "test": 0.2})
     payload = scene.payload(1, 0)
     ctx = scene.worker.context(Block(0, 1, "evaluate"), 0)
-    data = scene.worker.data(Assignment(0, scene.manifest.client(0)))
+    data = scene.worker.data(ClientJob(0, scene.manifest.client(0)))
     found = scene.client.evaluate(payload, None, data, ctx)
     after = ctx.model.params()
     for name in after:

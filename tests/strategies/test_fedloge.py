@@ -19,7 +19,7 @@ from fedsim.client import Update
 from fedsim.components.build import build_dataset, build_partition, training_rows
 from fedsim.data.partition import Manifest
 from fedsim.data.subsets import class_sizes
-from fedsim.engine.jobs import Assignment, Block
+from fedsim.engine.jobs import Block, ClientJob
 from fedsim.errors import InputError
 from fedsim.evaluate.classification import shot_groups
 from fedsim.maths.etf import sparse_etf
@@ -52,7 +52,7 @@ class Batch:
         self.ctx = worker.context(Block(0, 1, "train"), 0)
         self.payload = scene.payload(1, 0)
         self.state = scene.client.init_state(self.ctx)
-        data = worker.data(Assignment(0, scene.manifest.client(0)))
+        data = worker.data(ClientJob(0, scene.manifest.client(0)))
         self.x, self.y = next(iter(data.train.batches(32)))
         self.ctx.model.load(self.payload["model"])
         extra = scene.client.extra(self.payload, self.state, self.ctx)
@@ -127,7 +127,7 @@ def test_one_loss_is_three_optimisers_in_any_order(order: tuple[str, ...]) -> No
         )
         for part in order
     }
-    data = scene.worker.data(Assignment(0, scene.manifest.client(0)))
+    data = scene.worker.data(ClientJob(0, scene.manifest.client(0)))
     generator = fedsim.rng.torch_generator(0, "client", 1, 0)
     body = {n: t for n, t in named.items() if n.startswith("body.")}
     for x, y in data.train.batches(16, generator, 2):
@@ -299,7 +299,7 @@ def test_scores_of_a_client_are_those_of_its_models() -> None:
     scene.update(0, scene.payload(1, 0))
     scene.strategy.state, _ = scene.strategy.aggregate(scene.strategy.state, scene.updates(1))
     payload = scene.payload(2, 0)
-    data = scene.worker.data(Assignment(0, scene.manifest.client(0)))
+    data = scene.worker.data(ClientJob(0, scene.manifest.client(0)))
     ctx = scene.worker.context(Block(0, 2, "evaluate"), 0)
     found = scene.client.evaluate(payload, scene.states[0], data, ctx)
     assert set(found) == {
@@ -326,7 +326,7 @@ def test_scores_of_a_client_are_those_of_its_models() -> None:
 @pytest.mark.parametrize("rule", ["train", "test"])
 def test_absent_classes_are_masked(rule: str) -> None:
     scene = played(client={"mask_absent": rule}, partition={"alpha": 0.05})
-    data = scene.worker.data(Assignment(0, scene.manifest.client(0)))
+    data = scene.worker.data(ClientJob(0, scene.manifest.client(0)))
     view = data.train if rule == "train" else data.test
     present = set(view.labels().tolist())
     assert 0 < len(present) < 10

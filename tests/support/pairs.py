@@ -10,7 +10,7 @@ from fedsim.api import prepare
 from fedsim.client import ClientContext, Update
 from fedsim.components import build
 from fedsim.data.views import ClientData
-from fedsim.engine.jobs import Assignment, Block, WorkerSpec
+from fedsim.engine.jobs import Block, ClientJob, WorkerSpec
 from fedsim.engine.worker import Worker
 from fedsim.params import FlatModel
 from fedsim.rounds.setup import Parts, server_context
@@ -101,7 +101,7 @@ class Scene:
         return self.worker.context(Block(0, round, "train"), client)
 
     def data(self, client: int) -> ClientData:
-        return self.worker.data(Assignment(client, self.manifest.client(client)))
+        return self.worker.data(ClientJob(client, self.manifest.client(client)))
 
     def payload(self, client: int, round: int = 1) -> dict[str, Any]:
         made = self.strategy.configure(self.strategy.state, round, range(6))
