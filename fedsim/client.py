@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedsim.errors import refuse_replaced
 from fedsim.params import FlatModel, Params, Rows
 
 if TYPE_CHECKING:
@@ -137,6 +138,10 @@ class Client:
     sends: ClassVar[frozenset[str]] = frozenset({"model"})
     stateful: ClassVar[bool] = False
     personal: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_replaced(cls, {"alike": "the mixin fedsim.client.Heterogeneous"})
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config

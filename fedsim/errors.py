@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,3 +80,13 @@ def describe(error: BaseException, path: Path | None = None) -> str:
     for frame in reversed(inside or frames):
         return f"{frame.filename}:{frame.lineno}: {text}"
     return text
+
+
+def refuse_replaced(cls: type, replaced: Mapping[str, str]) -> None:
+    """Raise `InputError` if a class defines a member that nothing reads, naming what does its work.
+
+    `replaced` maps the member to that.
+    """
+    for member, successor in replaced.items():
+        if member in vars(cls):
+            raise InputError(f"{cls.__name__}.{member} has no effect: use {successor}")

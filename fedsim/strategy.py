@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from fedsim import rng
 from fedsim.client import Metrics, Update
 from fedsim.data.partition import MODALITIES, Modality
+from fedsim.errors import RunFailed, refuse_replaced
 from fedsim.flower.records import TreeRecord, tree_of
 from fedsim.params import FlatModel, Params
 from fedsim.params.trees import Tree, weighted_mean
@@ -99,6 +100,12 @@ def sample_cohort(seed: int, round: int, population: int, size: int) -> list[int
     return sorted(seen)
 
 
+_REPLACED = {
+    "server_only": "cohort(round, population), which may return no client",
+    "pooled": "the mixin fedsim.strategy.Pooled",
+}
+
+
 class Strategy(FlowerStrategy):
     """Base class of strategies; the constructor stores its config and does no work.
 
@@ -121,6 +128,10 @@ class Strategy(FlowerStrategy):
     needs: ClassVar[frozenset[str]] = frozenset({"model"})
     weighted_mean: ClassVar[bool] = False
     client: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_replaced(cls, _REPLACED)
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
@@ -145,6 +156,21 @@ class Strategy(FlowerStrategy):
         """
         assert self.ctx is not None
         return sample_cohort(self.ctx.seed, round, population, self.ctx.cohort_size)
+
+    def drawn(self, round: int, population: int) -> list[int]:
+        """Return the cohort in ascending order.
+
+        Raises:
+            RunFailed: it is not of distinct clients of the population.
+        """
+        cohort = sorted(self.cohort(round, population))
+        distinct = len(set(cohort)) == len(cohort)
+        if cohort and not (distinct and 0 <= cohort[0] <= cohort[-1] < population):
+            raise RunFailed(
+                f"round {round}: strategy {type(self).__name__} must draw distinct clients of "
+                f"0..{population - 1}, got {cohort}"
+            )
+        return cohort
 
     def configure(self, state: Any, round: int, cohort: Sequence[int]) -> Tree | Payload:
         """Return what the cohort (ascending client ids) gets; default: the generic model."""
@@ -183,7 +209,7 @@ class Strategy(FlowerStrategy):
         nodes = grid.get_node_ids()
         if not isinstance(nodes, range):  # of a real deployment; sorting 10**6 takes a while
             nodes = sorted(nodes)
-        cohort = [nodes[c] for c in self.cohort(server_round, len(nodes))]
+        cohort = [nodes[c] for c in self.drawn(server_round, len(nodes))]
         return self._messages(server_round, cohort, config, MessageType.TRAIN)
 
     def _messages(

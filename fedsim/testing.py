@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.api import prepare, resume, run
-from fedsim.client import ClientContext, Update
+from fedsim.client import Client, ClientContext, Update
 from fedsim.components import build
 from fedsim.components.registered import reference_of
 from fedsim.config.experiment import Experiment
@@ -34,14 +34,14 @@ from fedsim.data.partition import Assignment
 from fedsim.data.views import ClientData, View
 from fedsim.engine.jobs import Block, ClientJob, WorkerSpec
 from fedsim.engine.worker import Worker
-from fedsim.errors import RunFailed
+from fedsim.errors import InputError, RunFailed
 from fedsim.evaluate.scoring import score
 from fedsim.params import FlatModel, Params, trees
 from fedsim.rounds.progress import Progress
 from fedsim.rounds.setup import Parts, server_context
 from fedsim.runs.codec import from_bytes, to_bytes
 from fedsim.runs.results import Run
-from fedsim.strategy import Payload, Pooled
+from fedsim.strategy import Payload, Pooled, Strategy
 
 Section = Mapping[str, Any]
 
@@ -51,7 +51,7 @@ PARTITION: Section = {"name": "dirichlet", "clients": 8, "alpha": 1.0}
 TRAINING: Section = {"epochs": 1, "batch_size": 32, "lr": 0.1}
 
 SURVIVOR = 5
-"""The client that alone trains well where all others fail."""
+"""The client that alone trains well where all others fail, if it is drawn."""
 
 _TIMINGS = ("seconds", "train_seconds", "virtual_seconds")
 
@@ -76,6 +76,7 @@ def check_strategy(
         InputError: the components do not fit each other.
     """
     with Method(experiment(strategy, client, model, dataset, partition, **options)) as method:
+        method.check_kinds()
         for check in STRATEGY_CHECKS:
             check(method)
 
@@ -212,8 +213,21 @@ class Method:
     def __exit__(self, *error: object) -> None:
         self._folder.cleanup()
 
+    def check_kinds(self) -> None:
+        """Raise `InputError` unless strategy and client are fedsim's own kinds."""
+        strategy = build.build_strategy(self.experiment)
+        if not isinstance(strategy, Strategy):
+            raise InputError(f"{self.name}: the strategy must be a fedsim.Strategy")
+        if not isinstance(build.build_client(self.experiment), Client):
+            raise InputError(f"{self.name}: the client must be a fedsim.Client")
+
     def scene(self) -> Scene:
         return Scene(self.experiment)
+
+    def cohorts(self, rounds: int, population: int) -> list[list[int]]:
+        """Return the clients that the strategy draws in each of the first rounds."""
+        strategy = self.scene().strategy
+        return [strategy.drawn(round, population) for round in range(1, rounds + 1)]
 
     def run(self, title: str, **changes: Any) -> Run:
         """Run the experiment with these sections in place of its own."""
@@ -383,8 +397,10 @@ def scored_model(method: Method) -> None:
 def single_client(method: Method) -> None:
     """A run with one client finishes."""
     result = method.run("a single client", partition=method.divided(1, "iid"))
+    [*_, cohort] = method.cohorts(3, 1)
     method.expect(
-        result.final.get("train/clients") == 1, "a run with a single client loses that client"
+        result.final.get("train/clients") == len(cohort),
+        "a run with a single client loses that client",
     )
 
 
@@ -399,7 +415,8 @@ def single_samples(method: Method) -> None:
     failures = result.events["text"].tolist()
     method.expect(not failures, f"clients with one training sample fail: {failures[:1]}")
     clients = result.client_values("train", "weight", last=True)["client"].tolist()
-    method.expect(clients == list(range(5)), "clients with one training sample are left out")
+    [*_, cohort] = method.cohorts(3, 5)
+    method.expect(clients == cohort, "clients with one training sample are left out")
     tested = len(result.client_values("test", "generic/accuracy"))
     method.expect(tested == 0, "clients without test samples have test scores")
 
@@ -409,16 +426,19 @@ def failing_clients(method: Method) -> None:
     scene = method.scene()
     if isinstance(scene.strategy, Pooled) or not numbers(scene.update(0, scene.payload(1, 0))):
         return
-    others = [c for c in scene.clients if c != SURVIVOR]
-    with _failing(type(scene.client)):
+    cohorts = method.cohorts(2, len(scene.clients))
+    always = set.intersection(*map(set, filter(None, cohorts))) if any(cohorts) else set()
+    if not always:
+        return
+    survivor = SURVIVOR if SURVIVOR in always else max(always)
+    lost = sorted(client for cohort in cohorts for client in cohort if client != survivor)
+    with _failing(type(scene.client), survivor):
         result = method.run("clients that fail", rounds=2)
-    events = result.events
+    events, left = result.events, result.final["train/clients"]
     method.expect(
-        sorted(events["client"].astype(int).tolist()) == sorted(2 * others)
-        and result.final["train/clients"] == 1,
-        f"of {len(scene.clients)} clients all but one fail, but {len(events)} failures and "
-        f"{result.final['train/clients']:g} clients of the last round are recorded, not "
-        f"{2 * len(others)} and 1",
+        sorted(events["client"].astype(int).tolist()) == lost and left == bool(cohorts[-1]),
+        f"of the clients of two rounds all but client {survivor} fail, {len(lost)} times, but "
+        f"{len(events)} failures and {left:g} clients of the last round are recorded",
     )
     method.expect(
         all(bool(torch.isfinite(t).all()) for t in result.arrays().values()),
@@ -466,15 +486,15 @@ class _Interrupt(Progress):
 
 
 @contextmanager
-def _failing(client: type) -> Iterator[None]:
+def _failing(client: type, survivor: int) -> Iterator[None]:
     """Let clients with an even id raise and the others send NaN, all but one."""
     train = client.train  # type: ignore[attr-defined]
 
     def fail(self: Any, payload: Any, state: Any, data: Any, rng: Any, ctx: Any) -> Any:
-        if ctx.client_id != SURVIVOR and ctx.client_id % 2 == 0:
+        if ctx.client_id != survivor and ctx.client_id % 2 == 0:
             raise RuntimeError("a client that fails")
         state, update = train(self, payload, state, data, rng, ctx)
-        if ctx.client_id != SURVIVOR:
+        if ctx.client_id != survivor:
             for tensor in numbers(update):
                 tensor.fill_(float("nan"))
         return state, update

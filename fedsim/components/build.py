@@ -156,7 +156,13 @@ def build_model(experiment: Experiment, card: Card) -> nn.Module:
             )
     _check_type(module, nn.Module, "torch Module", f"model.name {experiment.model.name!r}")
     if metrics := experiment.evaluation.metrics:
-        module.scorer = scorer_of(module).choosing(metrics)  # type: ignore[assignment]
+        scorer = scorer_of(module)
+        if not hasattr(scorer, "choosing"):
+            raise InputError(
+                f"evaluation.metrics must be [] for model {experiment.model.name!r}: its scorer "
+                f"{type(scorer).__name__} is no fedsim.evaluate.Scorer"
+            )
+        module.scorer = scorer.choosing(metrics)  # type: ignore[assignment]
     return module
 
 

@@ -138,9 +138,18 @@ class SimulationGrid(Grid):
         return {**tree, "config": config}
 
     def replies(self, log: RoundLog) -> list[Message]:
-        """Return the replies to the latest plan's messages, errors included, by client id."""
+        """Return the replies to the latest plan's messages, errors included, by client id.
+
+        Where only the mean of the updates was asked for, it is the reply of the first client.
+        """
         reports = sorted(log.reports, key=lambda report: report.client)
-        return [self._reply(report) for report in reports]
+        if log.sums is not None:
+            first = next((r.client for r in reports if r.failure is None), None)
+            reports = [r for r in reports if r.failure is not None]
+            if first is not None:
+                update, weight, metrics = log.mean()
+                reports.append(Report(first, weight, metrics, update=update))
+        return [self._reply(report) for report in sorted(reports, key=lambda r: r.client)]
 
     def _reply(self, report: Report) -> Message:
         message = self._sent[report.client]

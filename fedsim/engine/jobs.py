@@ -170,6 +170,22 @@ class RoundLog:
     sums: Any = None
     seconds: float = 0.0
 
+    @property
+    def num_survivors(self) -> int:
+        """How many clients were not lost."""
+        return len(self.reports) - len(self.failures)
+
+    def mean(self) -> tuple[Tree, float, dict[str, float]]:
+        """Return the weighted mean of all updates, their weight together, and the mean metrics.
+
+        Of the metrics that all clients report; there must be `sums`.
+        """
+        good = [report for report in self.reports if report.failure is None]
+        total = sum(report.weight for report in good)
+        names = set.intersection(*(set(report.metrics) for report in good))
+        metrics = {n: sum([r.weight * r.metrics[n] for r in good]) / total for n in sorted(names)}
+        return self.sums.mean(), self.sums.weight, metrics
+
     def survivors(self) -> list[Report]:
         """Return the reports of the clients that were not lost, in ascending order of id."""
         good = (report for report in self.reports if report.failure is None)

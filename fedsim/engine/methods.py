@@ -164,7 +164,7 @@ class MethodRunner:
                 self._worker.restore_model()
                 scores = self._scores(task, self._tested_on(job, rows, on_test_split=True))
                 across = {replace(Metric.of(k), tested_on=domain): v for k, v in scores.items()}
-                metrics |= {metric.key: value for metric, value in across.items()}
+                metrics |= {str(metric): value for metric, value in across.items()}
         return Report(job.client, weight=float(len(task.data.test)), metrics=metrics)
 
     def _scores(self, task: Task, data: ClientData) -> dict[str, float]:

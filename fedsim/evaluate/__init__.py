@@ -13,9 +13,13 @@ from fedsim.evaluate.metric_names import SHOTS, Metric, Unit, named_scores, shif
 from fedsim.evaluate.scorer import Scorer, Tally
 from fedsim.evaluate.scoring import score, scorer_of
 
+VALIDATION = "validation/"
+"""Prefix of the names of values on validation samples."""
+
 __all__ = [
     "CLASSIFICATION",
     "SHOTS",
+    "VALIDATION",
     "Classification",
     "Counts",
     "Metric",

@@ -108,6 +108,8 @@ class Metric:
     def parse(cls, text: str) -> Metric:
         """Return the metric that tables show as `text`, with or without ``test/``."""
         split, _, key = text.partition("/")
+        if split in _FREE and key:  # methods name these as they like
+            return cls(key, split=split)  # type: ignore[arg-type]
         return cls.of(key, split) if split in _SPLITS and key else cls.of(text)  # type: ignore[arg-type]
 
     @classmethod

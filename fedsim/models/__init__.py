@@ -6,3 +6,7 @@ torch Module; `fedsim.params.protocol` lists the members by which it is trained,
 otherwise than a plain classifier. Methods that personalise or replace the head need the children
 `body` and `head` with ``forward = head(body(x))``.
 """
+
+from fedsim.models.blocks.body_head import BodyHead
+
+__all__ = ["BodyHead"]

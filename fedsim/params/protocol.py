@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
@@ -247,17 +248,15 @@ def check(module: nn.Module) -> None:
     """
     owner = type(module).__name__
     for member, methods in _NEEDS.items():
-        if getattr(module, member, None):
+        value = getattr(module, member, None)
+        if not isinstance(value, Tensor) and value:
             for method in methods:
                 if not callable(getattr(module, method, None)):
                     raise InputError(f"{owner}.{member} needs a method {method!r} beside it")
-    head = getattr(module, "head", None)
-    if hasattr(module, "body") and head is not None and not isinstance(head, nn.Linear):
-        allowed = f"{owner}.head must be a torch.nn.Linear where there is a body"
-        raise InputError(f"{allowed}, got {type(head).__name__}")
     for member in ("frozen", "targets"):
         names = getattr(module, member, ())
-        is_names = isinstance(names, tuple | list) and all(isinstance(n, str) for n in names)
+        several = isinstance(names, Collection) and not isinstance(names, str | Tensor)
+        is_names = several and all(isinstance(name, str) for name in names)
         require(is_names, f"{owner}.{member} must be a tuple of names", names)
     tensors = [name for name, _ in chain(module.named_parameters(), module.named_buffers())]
     for name in frozen(module):
@@ -267,8 +266,8 @@ def check(module: nn.Module) -> None:
     require(reads(module) in get_args(Reads), allowed, reads(module))
     for member, least in (("stem_bytes", 0), ("sample_bytes", 1)):
         size = getattr(module, member, least)
-        is_size = isinstance(size, int) and size >= least
-        require(is_size, f"{owner}.{member} must be an integer >= {least}", size)
+        is_size = isinstance(size, Real) and float(size).is_integer() and int(size) >= least  # type: ignore[call-overload]
+        require(is_size, f"{owner}.{member} must be a whole number >= {least}", size)
     if hasattr(module, "scorer"):
         is_scorer = all(map(partial(hasattr, module.scorer), ("headline", "tally", "picture")))
         allowed = f"{owner}.scorer must be a fedsim.evaluate.Scorer"

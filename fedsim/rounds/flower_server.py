@@ -46,6 +46,7 @@ class FlowerServer:
         self._experiment = parts.experiment
         self._initial = initial
         self._apps = is_client_app(parts.client)
+        self._sends: frozenset[str] = getattr(parts.client, "sends", frozenset())
         self._extra: Tree = {}  # what the strategy's arrays hold besides the model
         self._arrays: ArrayRecord = TreeRecord({"model": initial})
         self._grid = SimulationGrid(
@@ -65,16 +66,27 @@ class FlowerServer:
             )
         if not messages and not self._works_alone(round):
             raise RunFailed(f"round {round}: the strategy addressed no client")
-        return self._grid.plan(messages)
+        plan = self._grid.plan(messages)
+        plan.mean = self._wants_mean(plan)
+        return plan
+
+    def _wants_mean(self, plan: Plan) -> bool:
+        """Whether the strategy is one of ours that needs only the mean of the updates."""
+        if not isinstance(self._strategy, Strategy) or self._apps or len(plan.dispatches) != 1:
+            return False
+        dispatch = plan.dispatches[0]
+        keys = set(dispatch.shared) | set(dispatch.own.get(dispatch.clients[0], ()))
+        return self._strategy.weighted_mean and self._sends <= keys
 
     def _works_alone(self, round: int) -> bool:
         """Whether the strategy is one of ours that wants no client in this round."""
         if not isinstance(self._strategy, Strategy):
             return False
-        return not self._strategy.cohort(round, self._experiment.partition.clients)
+        return not self._strategy.drawn(round, self._experiment.partition.clients)
 
     def take(self, round: int, log: RoundLog) -> dict[str, float]:
         replies = self._grid.replies(log)
+        counts = _largest_integers(replies)  # before the strategy, which may change replies
         with seeded_globals(self._experiment.seed, "strategy/aggregate", round):
             arrays, metrics = self._strategy.aggregate_train(round, replies)
         where = f"round {round}: strategy {self._experiment.strategy.name!r}"
@@ -87,7 +99,6 @@ class FlowerServer:
         if params is not None or own or not self._apps:
             check_model(params, self._initial, where)
         if params is not None and params.integers and not own:
-            counts = _largest_integers(replies)
             kept = {name: counts.get(name, value) for name, value in params.integers.items()}
             params = params.replace(params.flat, kept)
         self.params = params

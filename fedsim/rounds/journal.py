@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fedsim.engine.jobs import Executor, RoundLog
 from fedsim.evaluate.metric_names import Metric, Split
@@ -39,7 +40,8 @@ class Journal:
         """Open the file; scores are of `scorer`, on the samples `split`."""
         self._recorder = Recorder(folder / "metrics.db")
         self._recorder.set("headline", scorer.headline)
-        if units := scorer.units_to_record():
+        units: dict[str, Any] = getattr(scorer, "units_to_record", dict)()
+        if units:
             self._recorder.set("units", units)
         self._split: Split = split
         self._executor = executor
@@ -76,6 +78,7 @@ class Journal:
 
     def round_failed(self, round: int) -> None:
         """Write the events of a round that has no result."""
+        self.note_engine(round)
         self.write()
         self._recorder.write_events(round, self._events)
 

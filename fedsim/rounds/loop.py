@@ -101,10 +101,14 @@ class RoundLoop:
     def step(self, round: int) -> None:
         """Run one round; its rows are written while the next one trains, or with a checkpoint."""
         started = time.perf_counter()
-        log, metrics = self._train(round)
-        result = RoundResult(round, log, metrics, time.perf_counter() - started)
-        if self._scoring.is_due(round):
-            self._evaluate(result)
+        try:
+            log, metrics = self._train(round)
+            result = RoundResult(round, log, metrics, time.perf_counter() - started)
+            if self._scoring.is_due(round):
+                self._evaluate(result)
+        except Exception:
+            self._journal.round_failed(round)
+            raise
         self._journal.note_engine(round)
         result.seconds = time.perf_counter() - started
         self._journal.round_done(result)
@@ -123,7 +127,6 @@ class RoundLoop:
             log = self._scheduler.run(plan)
         except RunFailed as error:
             self._journal.note(round, self._scheduler.log)
-            self._journal.round_failed(round)
             raise RunFailed(f"round {round}: {error}") from None
         self._journal.note(round, log)
         return log

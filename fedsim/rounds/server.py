@@ -85,7 +85,7 @@ class OwnServer:
     def plan(self, round: int) -> Plan:
         strategy, experiment = self._strategy, self._experiment
         with seeded_globals(experiment.seed, "strategy/configure", round):
-            cohort = self._cohort(round)
+            cohort = strategy.drawn(round, experiment.partition.clients)
             if not cohort:
                 return Plan(round, True, [])
             payload = Payload.of(strategy.configure(strategy.state, round, cohort))
@@ -93,19 +93,6 @@ class OwnServer:
         # A mean over what each client adds to the payload's keys is screened singly first.
         mean = strategy.weighted_mean and self._sends <= keys
         return Plan(round, True, [_dispatch(round, cohort, payload)], mean)
-
-    def _cohort(self, round: int) -> list[int]:
-        """Return the clients that the strategy draws, in ascending order."""
-        population = self._experiment.partition.clients
-        cohort = sorted(self._strategy.cohort(round, population))
-        if len(set(cohort)) < len(cohort) or (
-            cohort and not 0 <= cohort[0] <= cohort[-1] < population
-        ):
-            raise RunFailed(
-                f"round {round}: strategy {self._experiment.strategy.name!r} must draw distinct "
-                f"clients of 0..{population - 1}, got {cohort}"
-            )
-        return cohort
 
     def take(self, round: int, log: RoundLog) -> dict[str, float]:
         strategy = self._strategy
@@ -116,7 +103,7 @@ class OwnServer:
         where = f"round {round}: strategy {self._experiment.strategy.name!r}"
         check_model(params, self._initial, where)
         self.params = params
-        return numbers(metrics)
+        return numbers({k: v for k, v in metrics.items() if not isinstance(v, list)})
 
     def plan_evaluation(self, round: int) -> Plan:
         strategy, clients = self._strategy, self._evaluation_clients
@@ -157,13 +144,7 @@ def _updates(log: RoundLog, named: bool) -> list[Update]:
             Update(r.update or {}, float(r.weight), r.metrics, r.client if named else None)
             for r in log.survivors()
         ]
-    good = [report for report in log.reports if report.failure is None]
-    if not good:
-        return []
-    total = sum(report.weight for report in good)
-    names = set.intersection(*(set(report.metrics) for report in good))
-    metrics = {n: sum([r.weight * r.metrics[n] for r in good]) / total for n in sorted(names)}
-    return [Update(log.sums.mean(), log.sums.weight, metrics)]
+    return [] if log.num_survivors == 0 else [Update(*log.mean())]
 
 
 def check_model(params: Any, like: Params, where: str) -> None:

@@ -28,7 +28,7 @@ from fedsim.config.ranges import (
     ProperFraction,
 )
 from fedsim.data.views import ClientData, View
-from fedsim.errors import InputError
+from fedsim.errors import InputError, refuse_replaced
 from fedsim.params import FlatModel, protocol
 from fedsim.training import losses
 from fedsim.training.client_groups import GroupTraining
@@ -234,6 +234,13 @@ class SGD:
         torch._foreach_add_(fit.parameters, grads, alpha=-fit.lr)
 
 
+_GROUP_HOOKS = "start_group group_gradients after_group_step group_update"
+_REPLACED = dict.fromkeys(
+    ["batched", "group_bytes", *_GROUP_HOOKS.split()],
+    "a GroupTraining of fedsim.training.client_groups, named by the class attribute group",
+)
+
+
 class LocalSGD(SGD, Client):
     """SGD on the client's own data; the base class of most client methods.
 
@@ -257,9 +264,11 @@ class LocalSGD(SGD, Client):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        refuse_replaced(cls, _REPLACED)
         if {"group", "train_group"} & set(vars(cls)):
             return
-        answering: Any = next(base for base in cls.__mro__ if "group" in vars(base))
+        own = {"group", "train_group"}
+        answering: Any = next(base for base in cls.__mro__ if own & set(vars(base)))
         overridden = [n for n in cls.LOOP if getattr(cls, n) is not getattr(answering, n)]
         if overridden:
             cls.group, cls._overridden = None, overridden

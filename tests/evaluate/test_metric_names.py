@@ -71,6 +71,7 @@ def test_a_part_says_that_a_reported_value_is_of_validation_samples() -> None:
     assert (metric.split, metric.key) == ("validation", "clients/personal/loss")
     assert Metric.of("validation/x", "train") == Metric("x", split="validation")
     assert Metric.of("cross-validation/x", "train").key == "cross-validation/x"
+    assert Metric.parse("train/validation/x") == Metric("validation/x", split="train")
     assert on_validation({"personal/loss": 1.0}) == {"validation/personal/loss": 1.0}
 
 

@@ -473,3 +473,28 @@ def test_a_parameter_that_the_output_does_not_depend_on_stays(
     assert events(run) == []
     assert run.arrays()["spare"].tolist() == [1.0, 1.0, 1.0]
     assert run.final["test/generic/accuracy"] > 0.3
+
+
+class Doubled(LocalSGD):
+    """Another loss, and a group training of its own."""
+
+    def loss(self, fit: Fit, x: Tensor, y: Tensor) -> Tensor:
+        return 2 * self.criterion(fit, fit.ctx.model.module(x), y)
+
+    def train_group(self, tasks: Any) -> Any:
+        return super().train_group(tasks)
+
+
+class Below(Doubled):
+    """Nothing of its own."""
+
+
+def test_a_class_below_one_that_trains_groups_trains_groups() -> None:
+    assert Below().group_size(mlp(SHAPE, 3)) == LocalSGD().group_size(mlp(SHAPE, 3)) > 1
+
+
+def test_replaced_hooks_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"Old\.after_group_step has no effect"):
+
+        class Old(LocalSGD):
+            def after_group_step(self, fit: Any, batch: Any) -> None: ...
