@@ -2,7 +2,7 @@
 
 A Flower `Array` holds ``.npy`` bytes; encoding a model each way costs more than many a client's
 training. `TreeRecord` is a genuine `ArrayRecord` whose arrays encode themselves only when
-somebody asks for bytes, and which still knows the tree it was made of. Foreign strategies and
+somebody asks for bytes, and which still knows the tree it was made of. Strategies of others and
 ClientApps read it as any other record; our own take the tree.
 """
 

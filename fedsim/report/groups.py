@@ -33,9 +33,6 @@ class Group:
         """What the runs have in common, keys joined by dots."""
         return flat(_settings(self.runs[0]))
 
-    def run_of(self, seed: int) -> Run | None:
-        return next((run for run in self.runs if run.config.seed == seed), None)
-
 
 def gather(runs: Sequence[Run]) -> list[Group]:
     """Return the groups of runs that differ in nothing but seed, engine and checkpoints.
